@@ -1,0 +1,1 @@
+"""The command ``airflow-ml``, and the same as ``airflow ml``."""

@@ -1,0 +1,1 @@
+"""Decorators that turn typed functions into Airflow tasks."""

@@ -1,0 +1,170 @@
+"""
+``@task.ml`` and ``ml_task``: a typed function becomes an Airflow task.
+
+The two are one. ``@task.ml`` is what Airflow's own ``task`` offers at run time; ``ml_task`` is the same with types.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, ParamSpec, Protocol, overload
+
+import attr
+from airflow.sdk import XComArg
+from airflow.sdk.bases.decorator import _TaskDecorator
+from airflow.sdk.definitions.context import KNOWN_CONTEXT_KEYS
+
+from airflow_ml_provider.core.signature import StepSignature, read_signature
+from airflow_ml_provider.core.wiring import check_missing, check_names
+from airflow_ml_provider.operators.references import StepReference, check_mapped_value, check_value
+from airflow_ml_provider.operators.step import MLStepOperator
+
+P = ParamSpec("P")
+
+
+class Step(Protocol[P]):
+    """
+    A typed step, for type checkers.
+
+    Called, it returns what the step makes; indexed with an output's name, the reference to that output.
+    """
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+        """Add the step to the DAG."""
+
+    def override(self, **kwargs: Any) -> Step[P]:
+        """Give the task other Airflow settings."""
+
+    def partial(self, **kwargs: Any) -> Step[P]:
+        """Fix some arguments before ``expand``."""
+
+    def expand(self, **kwargs: Any) -> Any:
+        """Map over lists."""
+
+    def expand_kwargs(self, kwargs: Any, *, strict: bool = True) -> Any:
+        """Map over a list of argument dictionaries."""
+
+
+@attr.define(slots=False)
+class MLTask(_TaskDecorator):  # type: ignore[type-arg]  # private and generic in nothing that we use
+    """What ``@task.ml`` makes of a function: Airflow's own decorator object, with typed references and checks."""
+
+    @functools.cached_property
+    def signature(self) -> StepSignature:
+        """What the function declares."""
+        return read_signature(inspect.unwrap(self.function))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> StepReference:
+        """
+        Add the step to the DAG.
+
+        :param args: Inputs and parameters in the order of the function, outputs left out.
+        :param kwargs: The same by name.
+        :return: What the step makes; ``[name]`` is one output.
+        :raises ConfigError: an argument is unknown, missing, or of another type; a retry never helps.
+        """
+        given = self._by_name(args, kwargs)
+        for name, value in given.items():
+            check_value(self.signature, self.signature.parameters[name], value)
+        try:
+            operator = super().__call__(**given).operator
+        except TypeError:
+            check_missing(self.signature, {*given, *KNOWN_CONTEXT_KEYS})
+            raise
+        operator._literal_nones = tuple(name for name, value in given.items() if value is None)  # noqa: SLF001
+        return StepReference(operator, signature=self.signature)
+
+    def partial(self, **kwargs: Any) -> MLTask:
+        """
+        Fix some arguments before ``expand``.
+
+        :param kwargs: Arguments that all instances share.
+        :return: The step with these arguments.
+        :raises ConfigError: an argument is unknown or of another type; a retry never helps.
+        """
+        check_names(self.signature, kwargs)
+        for name, value in kwargs.items():
+            check_value(self.signature, self.signature.parameters[name], value)
+        made: MLTask = super().partial(**kwargs)
+        return made
+
+    def expand(self, **map_kwargs: Any) -> StepReference:
+        """
+        Map the step over lists.
+
+        :param map_kwargs: Per parameter a list, an output of a mapped step, or the list that a plain task returns.
+        :return: What the instances make; ``[name]`` goes to ``Input[list[...]]`` or to another ``expand``.
+        :raises ConfigError: an argument is unknown, missing, of another type, or cannot be mapped over.
+        """
+        check_names(self.signature, map_kwargs)
+        check_missing(self.signature, {*map_kwargs, *self.kwargs.get("op_kwargs", {}), *KNOWN_CONTEXT_KEYS})
+        for name, value in map_kwargs.items():
+            check_mapped_value(self.signature, self.signature.parameters[name], value)
+        reference: StepReference = super().expand(**map_kwargs)
+        return reference
+
+    def _expand(self, expand_input: Any, *, strict: bool) -> StepReference:
+        mapped: XComArg = super()._expand(expand_input, strict=strict)
+        return StepReference(mapped.operator, signature=self.signature)
+
+    def _by_name(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        takes = [name for name, each in self.signature.parameters.items() if each.role != "output"]
+        if len(args) > len(takes):
+            check_names(self.signature, [f"argument {len(takes) + 1}"])
+        check_names(self.signature, kwargs)
+        return {**dict(zip(takes, args, strict=False)), **kwargs}
+
+
+def _without_outputs(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a function so that Airflow sees the signature that a call has: outputs are injected, never passed."""
+    signature = read_signature(function)
+
+    @functools.wraps(function)
+    def step(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    declared = inspect.signature(function)
+    kept = [each for name, each in declared.parameters.items() if signature.parameters[name].role != "output"]
+    step.__signature__ = declared.replace(parameters=_defaults_last(kept))  # type: ignore[attr-defined]
+    return step
+
+
+def _defaults_last(parameters: list[inspect.Parameter]) -> list[inspect.Parameter]:
+    """Make parameters keyword-only: without the outputs, one with a default may stand before one without."""
+    return [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in parameters]
+
+
+@overload
+def ml_task(python_callable: Callable[P, Any]) -> Step[P]: ...
+
+
+@overload
+def ml_task(*, multiple_outputs: None = None, **kwargs: Any) -> Callable[[Callable[P, Any]], Step[P]]: ...
+
+
+def ml_task(
+    python_callable: Callable[..., Any] | None = None,
+    multiple_outputs: bool | None = None,  # noqa: FBT001  (Airflow passes it to every decorator)
+    **kwargs: Any,
+) -> Any:
+    """
+    Turn a typed function into an Airflow task whose inputs, outputs, metrics and models are on record in MLflow.
+
+    :param python_callable: Function whose parameters are ``Input[...]``, ``Output[...]`` and plain JSON values.
+    :param multiple_outputs: Not for steps: their outputs are declared. Only None.
+    :param kwargs: ``mlflow_conn_id``, ``experiment``, ``artifact_root``, and anything that an Airflow operator takes.
+    :return: The step; call it inside a DAG.
+    :raises ConfigError: the function's signature cannot be a step's; a retry never helps.
+    """
+
+    def decorate(function: Callable[..., Any]) -> MLTask:
+        return MLTask(
+            function=_without_outputs(function),
+            multiple_outputs=bool(multiple_outputs),
+            operator_class=MLStepOperator,
+            kwargs=kwargs,
+        )
+
+    return decorate if python_callable is None else decorate(python_callable)

@@ -1,0 +1,1 @@
+"""Frozen values that cross a process or a layer; no I/O and neither Airflow nor a client."""

@@ -1,0 +1,149 @@
+"""References to what a step makes: ``step(...)["model"]``, typed, so that wrong wiring is refused at parse time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import attrs
+from airflow.sdk import XComArg
+from airflow.sdk.definitions.xcom_arg import PlainXComArg
+
+from airflow_ml_provider.core.signature import StepParameter, StepSignature
+from airflow_ml_provider.core.wiring import Source, check_output, check_source, check_text, refs_of
+from airflow_ml_provider.exceptions import ConfigError
+from airflow_ml_provider.models.artifact import StepOutputs
+
+
+@attrs.define(eq=False, repr=False)
+class StepReference(PlainXComArg):
+    """
+    What ``step(...)`` returns: the step's XCom, and through ``["name"]`` one of its outputs.
+
+    In the scheduler it is an ordinary reference to the step's return value; the worker parses the DAG file again and so
+    finds this class, which picks the output.
+
+    :param operator: The step's operator.
+    :param signature: What the step declares.
+    :param output: Name of the chosen output; None for the whole.
+    """
+
+    signature: StepSignature = attrs.field(kw_only=True)
+    output: str | None = attrs.field(default=None, kw_only=True)
+
+    def __getitem__(self, item: str) -> XComArg:
+        """
+        Choose one output.
+
+        :param item: Its name.
+        :return: The reference.
+        :raises ConfigError: the step has no such output; a retry never helps.
+        """
+        if not self.signature.outputs:
+            return super().__getitem__(item)
+        if self.output is not None:
+            raise ConfigError(f"{self} is one artifact; [{item!r}] of it means nothing. Read its .metadata in the step that takes it.")
+        check_output(self.signature, item)
+        return attrs.evolve(self, output=item)
+
+    def __str__(self) -> str:
+        """Write the template that pulls it, for operators that take texts."""
+        if self.output is None:
+            return super().__str__()
+        return super().__str__().replace(" }}", f"['outputs']['{self.output}'] }}}}")
+
+    def __repr__(self) -> str:
+        return self.source().text
+
+    def source(self) -> Source:
+        """
+        Say what is referred to, for the checks of wiring.
+
+        :return: Its name, type and number.
+        """
+        step = self.signature.step
+        siblings = {name: each.artifact.type_name for name, each in self.signature.outputs.items() if each.artifact}
+        text = step if self.output is None else f'{step}["{self.output}"]'
+        kind = siblings[self.output] if self.output else None
+        return Source(text, kind, many=bool(kind and self.operator.is_mapped), siblings=siblings, step=step)
+
+    def resolve(self, context: Mapping[str, Any]) -> Any:
+        """
+        Pull the XCom and pick the output.
+
+        :param context: Airflow's context.
+        :return: The reference as plain JSON; a list of them for a mapped step; None where the step pushed nothing.
+        """
+        value = super().resolve(context)
+        if self.output is None or value is None:
+            return value
+        if StepOutputs.looks_like(value):
+            return StepOutputs.from_json(value).ref(self.output).to_json()
+        return [StepOutputs.from_json(each).ref(self.output).to_json() for each in value[:] if each is not None]
+
+
+def check_value(signature: StepSignature, parameter: StepParameter, value: object) -> None:
+    """
+    Check at parse time what can be known of an argument then.
+
+    :param signature: The step that is called.
+    :param parameter: The parameter that gets it.
+    :param value: Reference, URI, literal, template, or any other reference of Airflow's, which is checked when it runs.
+    :raises ConfigError: it does not fit; a retry never helps.
+    """
+    if isinstance(value, StepReference):
+        if parameter.role == "input" or value.output is not None:
+            check_source(signature.step, parameter, value.source())
+        return
+    if isinstance(value, XComArg):
+        return
+    if parameter.role == "plain":
+        _refuse_hidden(signature, parameter, value)
+        return
+    if value is None and parameter.optional:
+        return
+    if parameter.many and isinstance(value, list):
+        for each in value:
+            check_value(signature, replace(parameter, many=False), each)
+        return
+    if isinstance(value, str) and not parameter.many:
+        check_text(signature.step, parameter, value)
+        return
+    refs_of(signature.step, parameter, value)
+
+
+def check_mapped_value(signature: StepSignature, parameter: StepParameter, value: object) -> None:
+    """
+    Check at parse time one argument of ``.expand``.
+
+    :param signature: The step that is mapped.
+    :param parameter: The parameter that is mapped over.
+    :param value: What it is mapped over.
+    :raises ConfigError: an element does not fit, or Airflow cannot map over it; a retry never helps.
+    """
+    if isinstance(value, StepReference) and value.output is not None:
+        source = value.source()
+        if not source.many:
+            raise ConfigError(
+                f"step {signature.step!r}: .expand({parameter.name}={source.text}) cannot map over one {source.type}. Map over a "
+                f"list of references ([a[{value.output!r}], b[{value.output!r}]]), over that output of a mapped step, or over "
+                "the list that a plain @task returns."
+            )
+        check_source(signature.step, parameter, replace(source, many=False))
+    elif isinstance(value, list | tuple):
+        for each in value:
+            check_value(signature, parameter, each)
+
+
+def _refuse_hidden(signature: StepSignature, parameter: StepParameter, value: object) -> None:
+    """Refuse artifacts in the lists and dictionaries of a plain parameter."""
+    if isinstance(value, Mapping):
+        inner = list(value.values())
+    elif isinstance(value, list | tuple):
+        inner = list(value)
+    else:
+        inner = []
+    for each in inner:
+        if isinstance(each, StepReference):
+            check_value(signature, parameter, each)

@@ -1,0 +1,409 @@
+"""
+One try of a step from its first request to MLflow to its last, for every operator of ours that runs in the worker.
+
+::
+
+    with open_step(operator, context) as session:
+        table = session.read("table", value, Dataset)
+        ...
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from airflow_ml_provider._compat import redact
+from airflow_ml_provider.config import Settings, load_settings
+from airflow_ml_provider.core.signature import StepParameter
+from airflow_ml_provider.core.wiring import refs_of
+from airflow_ml_provider.exceptions import (
+    ArtifactError,
+    ConfigError,
+    RemoteNotFoundError,
+    RemoteUnavailableError,
+    SupersededError,
+)
+from airflow_ml_provider.hooks.mlflow import MlflowApi, MlflowHook
+from airflow_ml_provider.models.artifact import Artifact, ArtifactRef, MetricPoint, Metrics, StepOutputs, load_metrics
+from airflow_ml_provider.models.run import Attempt, OutputFile, RunStatus, StepRecord
+from airflow_ml_provider.operators.attempt import read_attempt, redacted_text
+from airflow_ml_provider.tracking import fluent, spool
+from airflow_ml_provider.tracking.artifacts import ArtifactStore
+from airflow_ml_provider.tracking.patience import patiently
+from airflow_ml_provider.tracking.record import METRICS_PER_BATCH, Recorder, write_metrics
+from airflow_ml_provider.tracking.runs import STATE, RunTree, now_ms
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+log = logging.getLogger(__name__)
+A = TypeVar("A", bound=Artifact)
+
+FLUSH_EVERY_S = 5.0
+ERROR_LENGTH = 1000
+
+
+class StepOperator(Protocol):
+    """What an operator needs to have to open a session."""
+
+    mlflow_conn_id: str
+    experiment: str | None
+    artifact_root: str | None
+    mlflow_run_url: str
+
+
+class StepSession:
+    """
+    What a step reads, writes and logs while it runs.
+
+    :param api: The MLflow server.
+    :param settings: The section ``[ml]``.
+    :param record: What the step has to tell; its nested run is open.
+    :param scratch: Folder for inputs and outputs, removed when the step ends.
+    :param artifact_root: Where outputs go; None means the MLflow run's own artifacts.
+    """
+
+    def __init__(
+        self, api: MlflowApi, settings: Settings, record: StepRecord, scratch: Path, artifact_root: str | None = None
+    ) -> None:
+        self.api = api
+        self.settings = settings
+        self.record = record
+        self.scratch = scratch
+        self.artifact_root = artifact_root
+        self.recorder = Recorder(api, ArtifactStore(api))
+        self.killed = False
+        self.kept_at = ""
+        self._supervisor = os.getppid()
+        self._outputs: dict[str, Artifact] = {}
+        self._flushed_at = time.monotonic()
+
+    # What a step reads
+
+    def read(self, name: str, value: object, kind: type[A], *, optional: bool = False) -> A | None:
+        """
+        Take one artifact input; its bytes come when ``.path`` is first touched.
+
+        :param name: Name of the parameter, for the record and for messages.
+        :param value: Reference from XCom, or a URI.
+        :param kind: Wanted type.
+        :param optional: Whether an alias that does not exist yet is None.
+        :return: The artifact; None only for a missing alias.
+        :raises ConfigError: it is not a reference to that type, or the alias does not exist; a retry never helps.
+        :raises RemoteUnavailableError: MLflow did not answer within the patience; a retry is safe.
+        """
+        parameter = StepParameter(name, "input", kind, many=False, optional=optional, default=None, annotation=kind)
+        return self.read_parameter(parameter, value)  # type: ignore[return-value]  # many=False gives no list
+
+    def read_parameter(self, parameter: StepParameter, value: object) -> Artifact | list[Artifact] | None:
+        """
+        Take what a parameter of a step declares; as :meth:`read`, and a list for ``Input[list[...]]``.
+
+        :param parameter: An artifact input.
+        :param value: Reference from XCom, a URI, or a sequence of these.
+        :return: The artifact or artifacts; None only for an alias that does not exist yet.
+        :raises ConfigError: it is not what is declared; a retry never helps.
+        """
+        kind = parameter.artifact or Artifact
+        refs = refs_of(self.record.attempt.identity.task_id, parameter, value)
+        bound = [self._bind(parameter, kind, ref) for ref in refs]
+        if parameter.many:
+            return [each for each in bound if each is not None]
+        return bound[0]
+
+    def _bind(self, parameter: StepParameter, kind: type[Artifact], ref: ArtifactRef) -> Artifact | None:
+        try:
+            found = patiently(f"look up {ref.uri}", lambda: self.recorder.store.resolve(ref), self.settings.patience_s)
+        except RemoteNotFoundError as error:
+            if parameter.optional and "@" in ref.uri:
+                log.info("%s: %s does not exist yet, so it is None.", parameter.name, ref.uri)
+                return None
+            raise ConfigError(
+                f"parameter {parameter.name!r}: there is no {ref.uri} ({error}). Promote a model first, or declare "
+                f"{parameter.wanted} | None to run without one."
+            ) from error
+        found = found.model_copy(update={"name": parameter.name})
+        self.record.inputs.append(found)
+        folder = self.scratch / "inputs" / f"{len(self.record.inputs)}-{parameter.name}"
+        return _make_input(kind, self, found, folder, len(self.record.inputs) - 1)
+
+    def fetch(self, ref: ArtifactRef, folder: Path, index: int) -> str:
+        """
+        Bring an input here and verify it; called when ``.path`` is first touched.
+
+        :param ref: Its reference.
+        :param folder: Folder to make for it.
+        :param index: Its place among the record's inputs, which learns the digest that was seen.
+        :return: The local file or directory.
+        :raises ArtifactError: it is gone or was changed; a retry does not help.
+        :raises RemoteUnavailableError: the store did not answer within the patience; a retry is safe.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        local, written = patiently(
+            f"fetch {ref.name}", lambda: self.recorder.store.fetch(ref, folder), self.settings.patience_s
+        )
+        if ref.sha256 is None:
+            log.info("%s: nobody has recorded a digest of %s; it is sha256 %s now.", ref.name, ref.uri, written.sha256)
+            seen = ref.model_copy(update={"sha256": written.sha256, "size": written.size})
+            self.record.inputs[index] = seen
+        return str(local)
+
+    # What a step writes
+
+    def write(self, name: str, kind: type[A]) -> A:
+        """
+        Give a place for one output; it is stored when the step ends well.
+
+        :param name: Name of the output.
+        :param kind: Its type.
+        :return: The artifact to write to.
+        """
+        folder = self.scratch / "outputs" / name
+        folder.mkdir(parents=True)
+        extra: dict[str, Any] = {"log": self.log_point} if issubclass(kind, Metrics) else {}
+        artifact = kind(name, path=str(folder / name), metadata={}, **extra)
+        self._outputs[name] = artifact
+        return artifact
+
+    def log_point(self, point: MetricPoint) -> None:
+        """
+        Keep one point of a metric, and send what waits in batches; a server that is away is not waited for here.
+
+        :param point: The point.
+        """
+        self.record.metrics.append(point)
+        if len(self.record.metrics) < METRICS_PER_BATCH and time.monotonic() - self._flushed_at < FLUSH_EVERY_S:
+            return
+        if time.monotonic() < self._flushed_at:  # the server was away a moment ago
+            return
+        self._flushed_at = time.monotonic()
+        try:
+            self.recorder.flush_metrics(self.record)
+        except RemoteUnavailableError as error:
+            self._flushed_at += 6 * FLUSH_EVERY_S
+            log.warning("%s The metrics are kept and sent when the step ends.", error)
+
+    def log_metrics(self, values: Mapping[str, float]) -> None:
+        """
+        Record numbers of the step itself.
+
+        :param values: Value per metric.
+        """
+        for key, value in values.items():
+            self.log_point(MetricPoint(key=key, value=float(value), timestamp_ms=now_ms()))
+
+    def log_params(self, values: Mapping[str, Any]) -> None:
+        """
+        Record parameters of the step, secrets masked.
+
+        :param values: JSON value per name.
+        """
+        self.record.params |= redacted_text(values)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """
+        Set tags on the nested run when the step ends.
+
+        :param tags: Value per key.
+        """
+        self.record.tags |= tags
+
+    def log_json(self, name: str, value: Any) -> None:
+        """
+        Keep a JSON document among the run's artifacts.
+
+        :param name: Its name, without ending.
+        :param value: JSON value.
+        """
+        artifact = self.write(name, Artifact)
+        artifact.path += ".json"
+        Path(artifact.path).write_text(json.dumps(value, indent=2, default=str))
+
+    def outputs(self) -> dict[str, Any]:
+        """
+        Say what was stored, for XCom.
+
+        :return: Plain JSON of :class:`~airflow_ml_provider.models.artifact.StepOutputs`.
+        """
+        refs = {each.name: each.stored for each in self.record.outputs if each.stored is not None}
+        return StepOutputs.of(self.record.run.run_id, refs).to_json()
+
+    # How a step ends
+
+    def succeed(self, state: str = "success") -> None:
+        """
+        Store the outputs and close the run; waits for MLflow within the patience, the record safe in the spool.
+
+        :param state: Airflow's state, for the tag.
+        :raises ArtifactError: an output was never written; a retry helps only if the code then writes it.
+        :raises SupersededError: a later try has taken over, or the supervisor of this one is gone.
+        :raises RemoteUnavailableError: patience has run out; says where the record lies; a retry is safe.
+        """
+        self.record.outputs += [self._collect(artifact) for artifact in self._outputs.values()]
+        self._end("FINISHED", state)
+        try:
+            self.recorder.send(self.record)
+        except RemoteUnavailableError as error:
+            self.kept_at = spool.keep(self.settings.spool, self.record)
+            log.warning("%s The record of this step is kept at %s meanwhile.", error, self.kept_at)
+            self._send_later(self.kept_at)
+
+    def fail(self, error: BaseException, state: str) -> None:
+        """
+        Close the run of a step that failed, with the metrics that it had logged; never raises over the step's own error.
+
+        :param error: Why.
+        :param state: Airflow's state, for the tag.
+        """
+        if self.kept_at:  # it had ended well, and its record says so
+            return
+        text = f"{type(error).__name__}: {error}"
+        self.record.tags["airflow.error"] = str(redact(text))[:ERROR_LENGTH]
+        try:
+            self._end("FAILED", state)
+            self.recorder.send(self.record)
+        except RemoteUnavailableError as unavailable:
+            try:
+                place = spool.keep(self.settings.spool, self.record)
+                log.warning("%s What the failed step had logged is kept: airflow-ml resend %s", unavailable, place)
+            except ArtifactError as lost:
+                log.warning("%s %s", unavailable, lost)
+        except (SupersededError, RemoteNotFoundError) as other:
+            log.warning("The run of the failed step was not closed: %s", other)
+        except (ConfigError, ArtifactError) as refused:
+            log.warning("MLflow did not take all that the failed step had logged: %s", refused)
+            self.recorder.tree.close(self.record.run.run_id, "FAILED", tags=self.record.tags)
+
+    def kill(self) -> None:
+        """Close the run of a step that is being killed: one short request, since there are seconds left."""
+        self.killed = True
+        hasty = MlflowApi(self.api.server, self.settings.model_copy(update={"http_retries": 0, "http_timeout_s": 2.0}))
+        try:
+            tree = RunTree(hasty)
+            tree.check_current(self.record.run.run_id, self.record.attempt)
+            tree.close(self.record.run.run_id, "KILLED", tags={STATE: "killed"})
+        except (RemoteUnavailableError, RemoteNotFoundError, SupersededError, ConfigError) as error:
+            log.warning("The run of the killed step stays open until `airflow-ml reconcile`: %s", error)
+        finally:
+            hasty.close()
+
+    def _end(self, status: RunStatus, state: str) -> None:
+        if self.killed or os.getppid() != self._supervisor:
+            raise SupersededError(
+                f"step {self.record.attempt.identity.label!r}: this try was killed or lost its supervisor, so Airflow counts "
+                "it as failed whatever it returns. It records nothing more."
+            )
+        self.record.status = status
+        self.record.end_time_ms = now_ms()
+        self.record.tags[STATE] = state
+
+    def _send_later(self, place: str) -> None:
+        try:
+            what = f"send the record of {self.record.attempt.identity.label}"
+            patiently(what, lambda: self.recorder.send(self.record), self.settings.patience_s)
+        except RemoteUnavailableError as error:
+            raise RemoteUnavailableError(
+                f"{error} The step itself has ended well; its outputs and metrics are kept at {place}. Send them when MLflow "
+                f"is back: airflow-ml resend {place}. A retry of the task runs it again."
+            ) from error
+        spool.drop(place)
+
+    def _collect(self, artifact: Artifact) -> OutputFile:
+        """Check that an output was written, and say where it goes."""
+        local = Path(artifact.path)
+        if isinstance(artifact, Metrics) and artifact.metadata and not local.exists():
+            local = local.with_suffix(".json")
+            write_metrics(local, artifact.metadata)
+        if not local.exists() or (local.is_dir() and not any(local.iterdir())):
+            raise ArtifactError(
+                f"output {artifact.name!r} ({artifact.type_name}) was never written: there is nothing at {artifact.path}. "
+                + ("Call its log_metric." if isinstance(artifact, Metrics) else "Write a file or a directory at its .path.")
+            )
+        attempt = self.record.attempt
+        own = local.name.split(".")[0] == artifact.name
+        target = f"try-{attempt.try_number}/{local.name if own else f'{artifact.name}/{local.name}'}"
+        if self.artifact_root:
+            target = f"{self.artifact_root.rstrip('/')}/{_object_path(attempt)}/{target}"
+        return OutputFile(
+            name=artifact.name, type=artifact.type_name, path=str(local), target=target, metadata=artifact.metadata
+        )
+
+
+@contextmanager
+def open_step(operator: StepOperator, context: Context, params: Mapping[str, Any] | None = None) -> Iterator[StepSession]:
+    """
+    Open the nested MLflow run of a try, and close it however the block ends.
+
+    The user's own ``mlflow`` calls inside the block land in that run.
+
+    :param operator: Says which connection, experiment and artifact root.
+    :param context: As given to ``execute``.
+    :param params: Parameters of the step to record.
+    :return: The session; after the block its :meth:`StepSession.outputs` are stored.
+    :raises RemoteUnavailableError: MLflow did not answer within the patience; a retry is safe.
+    :raises SupersededError: a later try of this step is on record; a retry is pointless.
+    """
+    settings, hook = load_settings(), MlflowHook(operator.mlflow_conn_id)
+    api, attempt = hook.api(settings), read_attempt(context)
+    experiment = (operator.experiment or settings.experiment).replace("{dag_id}", attempt.identity.dag_id)
+    try:
+        run = patiently("open the MLflow run", lambda: RunTree(api).open(experiment, attempt), settings.patience_s)
+        operator.mlflow_run_url = f"{api.server.url}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
+        with tempfile.TemporaryDirectory(prefix="airflow-ml-") as scratch:
+            record = StepRecord(conn_id=operator.mlflow_conn_id, attempt=attempt, run=run)
+            session = StepSession(api, settings, record, Path(scratch), operator.artifact_root)
+            session.log_params(params or {})
+            environment = hook.client_environment(settings)
+            with _closed_run(session, context), fluent.active_run(environment, run.run_id, run.experiment_id):
+                yield session
+    finally:
+        api.close()
+
+
+@contextmanager
+def _closed_run(session: StepSession, context: Context) -> Iterator[None]:
+    """Close the run as the block ends: well, as a skip, or with an error."""
+    from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, DownstreamTasksSkipped
+
+    ti: Any = context["ti"]
+    skip: BaseException | None = None
+    try:
+        try:
+            yield
+        except (AirflowSkipException, DownstreamTasksSkipped) as raised:
+            skip = raised
+        session.succeed("skipped" if isinstance(skip, AirflowSkipException) else "success")
+    except SupersededError:
+        raise
+    except BaseException as error:
+        retries = not isinstance(error, AirflowFailException) and ti.try_number <= (ti.max_tries or 0)
+        session.fail(error, "up_for_retry" if retries else "failed")
+        raise
+    if skip is not None:
+        raise skip
+
+
+def _make_input(kind: type[Artifact], session: StepSession, ref: ArtifactRef, folder: Path, index: int) -> Artifact:
+    """Bind a reference to an artifact that fetches itself."""
+
+    def metadata() -> dict[str, Any]:
+        if kind is Metrics:
+            return load_metrics(Path(artifact.path).read_text())
+        folder.mkdir(parents=True, exist_ok=True)
+        return session.recorder.store.read_metadata(ref, folder / ".metadata.json")
+
+    artifact = kind(ref.name, uri=ref.uri, fetch=lambda: session.fetch(ref, folder, index), fetch_metadata=metadata)
+    return artifact
+
+
+def _object_path(attempt: Attempt) -> PurePosixPath:
+    identity = attempt.identity
+    return PurePosixPath(identity.dag_id) / identity.run_id / identity.label

@@ -1,0 +1,76 @@
+"""
+What Airflow is told of this package; called at every start of every Airflow process, so it imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+PACKAGE = "airflow-ml-provider"
+
+
+def get_provider_info() -> dict[str, Any]:
+    """
+    Describe the provider, by Airflow's provider_info schema.
+
+    :return: Connection types, decorators, links, plugins, commands and configuration.
+    """
+    from airflow_ml_provider import __version__
+
+    return {
+        "package-name": PACKAGE,
+        "name": "ML",
+        "description": "Nightly retraining with every dataset, metric, artifact and model on record in MLflow.",
+        "versions": [__version__],
+        "integrations": [
+            {"integration-name": "MLflow", "external-doc-url": "https://mlflow.org/docs/latest/", "tags": ["service"]}
+        ],
+        "operators": [
+            {
+                "integration-name": "MLflow",
+                "python-modules": [
+                    "airflow_ml_provider.operators.step",
+                    "airflow_ml_provider.operators.gate",
+                    "airflow_ml_provider.operators.promotion",
+                ],
+            }
+        ],
+        "hooks": [{"integration-name": "MLflow", "python-modules": ["airflow_ml_provider.hooks.mlflow"]}],
+        "connection-types": [_mlflow_connection()],
+        "extra-links": ["airflow_ml_provider.links.mlflow.MlflowRunLink"],
+        "task-decorators": [{"name": "ml", "class-name": "airflow_ml_provider.decorators.ml.ml_task"}],
+        "plugins": [{"name": "airflow_ml", "plugin-class": "airflow_ml_provider.plugin.AirflowMLPlugin"}],
+        "cli": ["airflow_ml_provider.cli.definition.get_commands"],
+        "config": {"ml": {"description": "Options of airflow-ml-provider.", "options": _options()}},
+    }
+
+
+def _mlflow_connection() -> dict[str, Any]:
+    return {
+        "connection-type": "mlflow",
+        "hook-class-name": "airflow_ml_provider.hooks.mlflow.MlflowHook",
+        "hook-name": "MLflow",
+        "ui-field-behaviour": {
+            "hidden-fields": ["schema", "port", "extra"],
+            "relabeling": {"host": "Tracking URL", "login": "Login (empty for a token)", "password": "Password or token"},
+            "placeholders": {"host": "https://mlflow.example.com"},
+        },
+    }
+
+
+def _options() -> dict[str, Any]:
+    """Write the options of ``config.Settings`` as Airflow's configuration metadata."""
+    from airflow_ml_provider.config import Settings
+
+    kinds = {"float": "float", "int": "integer", "bool": "boolean", "str": "string"}
+    return {
+        name: {
+            "description": field.description,
+            "version_added": "0.1.0",
+            "type": kinds[str(getattr(field.annotation, "__name__", "str"))],
+            "example": None,
+            # Doubled braces: Airflow expands {AIRFLOW_HOME} and its like in defaults on its own.
+            "default": str(field.default).replace("{", "{{").replace("}", "}}"),
+        }
+        for name, field in Settings.model_fields.items()
+    }

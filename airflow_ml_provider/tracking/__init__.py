@@ -1,0 +1,1 @@
+"""MLflow as the system of record: the run tree, artifacts, what a step leaves behind, the registry."""

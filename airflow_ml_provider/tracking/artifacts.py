@@ -1,0 +1,203 @@
+"""Bringing artifacts to a step and taking them away: resolve a reference, fetch and verify, store and hash."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from airflow_ml_provider.exceptions import ArtifactError, ConfigError, RemoteNotFoundError
+from airflow_ml_provider.hooks.mlflow import MlflowApi
+from airflow_ml_provider.models.artifact import ArtifactRef
+from airflow_ml_provider.tracking.places import Place, Written, hash_file, hash_tree, place_for
+
+SHA256, SIZE, FILE, METADATA = "airflow.sha256", "airflow.size", "airflow.file", "airflow.metadata"
+"""Tags of a LoggedModel: digest, bytes, the file's name if it is a single file, URI of its metadata."""
+
+_MODEL_ID = re.compile(r"^models:/(m-[0-9a-f]{32})(?:/(.*))?$")
+_MODEL_VERSION = re.compile(r"^models:/([^/@]+)(?:@([^/@]+)|/(\d+))$")
+_RUN = re.compile(r"^runs:/([0-9a-f]{32})/(.+)$")
+
+
+class ArtifactStore:
+    """
+    The artifacts of one MLflow server, and those of object stores.
+
+    :param api: The server.
+    """
+
+    def __init__(self, api: MlflowApi) -> None:
+        self.api = api
+        self._roots: dict[str, str] = {}
+
+    def resolve(self, ref: ArtifactRef) -> ArtifactRef:
+        """
+        Turn a name in the registry into the model that it names now, with its digest.
+
+        :param ref: Any reference; only ``models:/<name>@<alias>`` and ``models:/<name>/<version>`` change.
+        :return: A reference whose URI names bytes, not a name that may move.
+        :raises RemoteNotFoundError: there is no such model, version or alias.
+        :raises RemoteUnavailableError: MLflow did not answer; a retry is safe.
+        """
+        named = _MODEL_VERSION.match(ref.uri)
+        if named:
+            name, alias, version = named.groups()
+            found = (
+                self.api.get("registered-models/alias", name=name, alias=alias)
+                if alias
+                else self.api.get("model-versions/get", name=name, version=version)
+            )
+            ref = ref.model_copy(update={"uri": found["model_version"]["source"], "run_id": found["model_version"].get("run_id")})
+        model = _MODEL_ID.match(ref.uri)
+        if model and ref.sha256 is None:
+            return self._recorded(ref, model.group(1))
+        return ref
+
+    def fetch(self, ref: ArtifactRef, folder: Path) -> tuple[Path, Written]:
+        """
+        Bring an artifact here and check it.
+
+        :param ref: A resolved reference.
+        :param folder: Existing empty folder to put it in, under its own name.
+        :return: The local file or directory, and its digest and size.
+        :raises ArtifactError: it is gone, or its digest is not the recorded one; a retry does not help.
+        :raises RemoteUnavailableError: the store did not answer; a retry is safe.
+        """
+        place, path = self._locate(ref.uri)
+        target = folder / (PurePosixPath(ref.uri.rstrip("/")).name or ref.name)
+        try:
+            written = _fetch_any(place, path, target, directory=_is_directory(ref))
+        except RemoteNotFoundError as error:
+            raise ArtifactError(
+                f"{ref.type} {ref.name!r} is not at {ref.uri} any more: {error}. Run the step that made it again."
+            ) from error
+        if ref.sha256 is not None and written.sha256 != ref.sha256:
+            raise ArtifactError(
+                f"{ref.type} {ref.name!r} at {ref.uri} was changed in the store after it was recorded: it has sha256 "
+                f"{written.sha256} ({written.size} bytes), on record is {ref.sha256} ({ref.size} bytes). "
+                "Restore it, or run the step that made it again."
+            )
+        return target, written
+
+    def read_metadata(self, ref: ArtifactRef, local: Path) -> dict[str, Any]:
+        """
+        Read the metadata of an artifact.
+
+        :param ref: A resolved reference.
+        :param local: File to fetch it into.
+        :return: What its maker set; empty when there is none.
+        :raises ArtifactError: it is not where it was recorded.
+        """
+        if ref.metadata is None:
+            return {}
+        place, path = self._locate(ref.metadata)
+        try:
+            place.read(path, local)
+        except RemoteNotFoundError as error:
+            raise ArtifactError(f"the metadata of {ref.name!r} is not at {ref.metadata} any more. Run its step again.") from error
+        found: dict[str, Any] = json.loads(local.read_text())
+        return found
+
+    def store(self, root: str, path: str, local: Path, *, of_mlflow: bool = True) -> Written:
+        """
+        Take a file or a directory away.
+
+        :param root: Root URI.
+        :param path: Below the root.
+        :param local: File or directory.
+        :param of_mlflow: Whether MLflow named the root.
+        :return: Digest and size of what was sent.
+        :raises RemoteUnavailableError: the store did not answer; a retry is safe.
+        """
+        place = place_for(self.api, root, of_mlflow=of_mlflow)
+        if local.is_file():
+            return place.write(path, local)
+        files = sorted(each for each in local.rglob("*") if each.is_file())
+        names = [each.relative_to(local).as_posix() for each in files]
+        prefix = f"{path.rstrip('/')}/" if path else ""
+        return hash_tree((name, place.write(prefix + name, each)) for name, each in zip(names, files, strict=True))
+
+    def root_of(self, uri: str) -> str:
+        """
+        Find the root of a run's or a model's artifacts.
+
+        :param uri: ``runs:/<run id>`` or ``models:/<model id>``.
+        :return: The root URI, as MLflow names it.
+        :raises RemoteNotFoundError: there is no such run or model.
+        """
+        if uri not in self._roots:
+            kind, _, key = uri.partition(":/")
+            if kind == "runs":
+                self._roots[uri] = self.api.get("runs/get", run_id=key)["run"]["info"]["artifact_uri"]
+            else:
+                self._roots[uri] = self.api.get(f"logged-models/{key}")["model"]["info"]["artifact_uri"]
+        return self._roots[uri]
+
+    def _locate(self, uri: str) -> tuple[Place, str]:
+        model, run = _MODEL_ID.match(uri), _RUN.match(uri)
+        if model:
+            return place_for(self.api, self.root_of(f"models:/{model.group(1)}"), of_mlflow=True), model.group(2) or ""
+        if run:
+            return place_for(self.api, self.root_of(f"runs:/{run.group(1)}"), of_mlflow=True), run.group(2)
+        if uri.startswith(("models:", "runs:")):
+            raise ConfigError(
+                f"{uri!r} is not a place: write models:/<name>@<alias>, models:/<name>/<version>, models:/<model id> "
+                "or runs:/<run id>/<path>."
+            )
+        return place_for(self.api, uri, of_mlflow=False), ""
+
+    def _recorded(self, ref: ArtifactRef, model_id: str) -> ArtifactRef:
+        """Add what we have recorded of a LoggedModel; one that others made has nothing."""
+        info = self.api.get(f"logged-models/{model_id}")["model"]["info"]
+        self._roots[f"models:/{model_id}"] = info["artifact_uri"]
+        tags: Mapping[str, str] = {each["key"]: each["value"] for each in info.get("tags", [])}
+        file = f"/{tags[FILE]}" if tags.get(FILE) else ""
+        return ref.model_copy(
+            update={
+                "uri": f"models:/{model_id}{file}",
+                "sha256": tags.get(SHA256),
+                "size": int(tags[SIZE]) if SIZE in tags else None,
+                "run_id": info.get("source_run_id") or ref.run_id,
+                "metadata": tags.get(METADATA),
+            }
+        )
+
+
+def hash_local(local: Path) -> Written:
+    """
+    Hash a local file or directory as :meth:`ArtifactStore.store` would.
+
+    :param local: File or directory.
+    :return: Digest and size.
+    """
+    if local.is_file():
+        return hash_file(local)
+    files = sorted(each for each in local.rglob("*") if each.is_file())
+    return hash_tree((each.relative_to(local).as_posix(), hash_file(each)) for each in files)
+
+
+def _is_directory(ref: ArtifactRef) -> bool | None:
+    """Say what a reference tells of itself; None for a place of others, which has to be looked at."""
+    if ref.uri.endswith("/"):
+        return True
+    model = _MODEL_ID.match(ref.uri)
+    if model and not model.group(2):
+        return True
+    return None if ref.sha256 is None else False
+
+
+def _fetch_any(place: Place, path: str, target: Path, *, directory: bool | None) -> Written:
+    names = place.files(path) if directory is not False else []
+    if not names and not directory:
+        return place.read(path, target)
+    if not names:
+        raise RemoteNotFoundError(f"the folder {path!r} is empty or gone")
+    prefix = f"{path.rstrip('/')}/" if path else ""
+    found = []
+    for name in names:
+        local = target / name
+        local.parent.mkdir(parents=True, exist_ok=True)
+        found.append((name, place.read(prefix + name, local)))
+    return hash_tree(found)

@@ -1,0 +1,101 @@
+"""
+The user's own ``mlflow.log_*`` and ``autolog`` calls inside a step land in the step's run, with no line written for it.
+
+The real client is imported by the user or not at all: its environment is set, and the run becomes the active one in the
+moment in which ``mlflow`` is imported (at once, where it is imported already).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+log = logging.getLogger(__name__)
+
+USERS_CHOICE = {"MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR"}
+"""Variables that are left alone where the worker's environment sets them."""
+_AUTHENTICATION = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+
+
+@contextmanager
+def active_run(environment: Mapping[str, str], run_id: str, experiment_id: str) -> Iterator[None]:
+    """
+    Make a run the active one of this process while a step's function runs.
+
+    Leaving neither ends the run nor changes its status: that is the recorder's, who knows how the step ended.
+
+    :param environment: What configures the client, from ``MlflowHook.client_environment``.
+    :param run_id: The step's nested run.
+    :param experiment_id: Its experiment.
+    """
+    before = dict(os.environ)
+    wanted = {key: value for key, value in environment.items() if not (key in USERS_CHOICE and key in before)}
+    for key in _AUTHENTICATION:
+        os.environ.pop(key, None)  # another connection's login must not be sent to this server
+    os.environ.update(wanted | {"MLFLOW_RUN_ID": run_id, "MLFLOW_EXPERIMENT_ID": experiment_id})
+    finder = _ActivateOnImport(run_id)
+    if "mlflow" in sys.modules:
+        _activate(run_id)
+    else:
+        sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        if finder in sys.meta_path:
+            sys.meta_path.remove(finder)
+        _deactivate()
+        for key in {*environment, *_AUTHENTICATION, "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"}:
+            os.environ.pop(key, None)
+            if key in before:
+                os.environ[key] = before[key]
+
+
+class _ActivateOnImport(MetaPathFinder):
+    """Finds ``mlflow`` as ever, and activates the run after its import."""
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name != "mlflow":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.loader is None:
+            return spec
+        load = spec.loader.exec_module
+
+        def load_and_activate(module: ModuleType) -> None:
+            load(module)
+            _activate(self.run_id)
+
+        spec.loader.exec_module = load_and_activate  # type: ignore[method-assign]
+        return spec
+
+
+def _activate(run_id: str) -> None:
+    import mlflow
+
+    try:
+        mlflow.start_run(run_id=run_id)
+    except Exception as error:  # noqa: BLE001  (whatever it is, it must not fail the user's import)
+        log.warning("The step's MLflow run could not be made the active one: %s. It is tried again at the next call.", error)
+
+
+def _deactivate() -> None:
+    """Send what waits and forget the active runs, without the status that ``mlflow.end_run`` would set."""
+    fluent = sys.modules.get("mlflow.tracking.fluent")
+    if fluent is None:
+        return
+    try:
+        fluent.flush_async_logging()
+    except Exception as error:  # noqa: BLE001  (the user's asynchronous logging failed; the step did not)
+        log.warning("What the step logged asynchronously could not be sent: %s", error)
+    fluent._active_run_stack.get().clear()  # noqa: SLF001  (no public way leaves the status alone; pinned by a contract test)

@@ -1,0 +1,230 @@
+"""
+Telling MLflow what a step did: one function that can be repeated until it is through, at once or from the spool.
+
+What belongs to one try alone (uploads, models) is sent first; what the tries of a step share (parameters, metrics, the
+run's status) only after a look whether this try is still the current one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from airflow_ml_provider.exceptions import ArtifactError
+from airflow_ml_provider.hooks.mlflow import MlflowApi
+from airflow_ml_provider.models.artifact import ArtifactRef, MetricPoint, dump_metrics
+from airflow_ml_provider.models.run import OutputFile, StepRecord
+from airflow_ml_provider.tracking.artifacts import FILE, METADATA, SHA256, SIZE, ArtifactStore
+from airflow_ml_provider.tracking.places import Written
+from airflow_ml_provider.tracking.runs import RunTree, as_pairs
+
+METRICS_PER_BATCH, PAIRS_PER_BATCH = 1000, 100
+"""MLflow's limits of one log-batch request."""
+DIGEST_LENGTH = 36
+"""MLflow's limit for the digest of a dataset; the whole sha256 stands in its source."""
+MODEL_TYPES = {"Model"}
+
+T = TypeVar("T")
+
+
+class Recorder:
+    """
+    Sends the record of a step to one MLflow server.
+
+    :param api: The server.
+    :param store: Its artifacts; None makes one.
+    """
+
+    def __init__(self, api: MlflowApi, store: ArtifactStore | None = None) -> None:
+        self.api = api
+        self.tree = RunTree(api)
+        self.store = store or ArtifactStore(api)
+
+    def send(self, record: StepRecord) -> None:
+        """
+        Send everything; after an error, call it again with the same record: what is through is not doubled.
+
+        :param record: What the step did. Its outputs get their references, its metrics are emptied as they are sent.
+        :raises SupersededError: a later try has taken over; its uploads are kept, the run is not touched.
+        :raises RemoteUnavailableError: a server did not answer; a retry is safe.
+        :raises RemoteNotFoundError: the run was deleted in MLflow.
+        """
+        for output in record.outputs:
+            if output.stored is None:
+                output.stored = self._store(record, output)
+        self.tree.check_current(record.run.run_id, record.attempt)
+        params, moved = self._split_params(record)
+        self._log_batches(record, params)
+        self._log_lineage(record)
+        self._log_points(record)
+        self.tree.close(record.run.run_id, record.status, end_time_ms=record.end_time_ms, tags=record.tags | moved)
+
+    def flush_metrics(self, record: StepRecord) -> None:
+        """
+        Send the metrics that wait, while the step runs.
+
+        :param record: What the step did so far; its metrics are emptied as they are sent.
+        :raises SupersededError: a later try has taken over.
+        :raises RemoteUnavailableError: MLflow did not answer; what was not sent waits.
+        """
+        self.tree.check_current(record.run.run_id, record.attempt)
+        self._log_points(record)
+
+    def _split_params(self, record: StepRecord) -> tuple[dict[str, str], dict[str, str]]:
+        """Keep the parameters that are new; those that an earlier try has logged with another value become tags of the try."""
+        earlier = record.run.params
+        new = {key: value for key, value in record.params.items() if key not in earlier}
+        changed = {key: value for key, value in record.params.items() if earlier.get(key, value) != value}
+        return new, {f"try-{record.attempt.try_number}.param.{key}": value for key, value in changed.items()}
+
+    def _log_batches(self, record: StepRecord, params: dict[str, str]) -> None:
+        for some in _batches(params.items(), PAIRS_PER_BATCH):
+            self.api.post("runs/log-batch", {"run_id": record.run.run_id, "params": as_pairs(dict(some))})
+
+    def _log_points(self, record: StepRecord) -> None:
+        while record.metrics:
+            some = record.metrics[:METRICS_PER_BATCH]
+            self.api.post("runs/log-batch", {"run_id": record.run.run_id, "metrics": [_point(each) for each in some]})
+            del record.metrics[: len(some)]
+
+    def _log_lineage(self, record: StepRecord) -> None:
+        """Name the datasets and models that were read, and the models that were made."""
+        datasets = [_dataset_input(each) for each in record.inputs if _model_id(each) is None]
+        models = [{"model_id": _model_id(each)} for each in record.inputs if _model_id(each)]
+        if datasets or models:
+            self.api.post("runs/log-inputs", {"run_id": record.run.run_id, "datasets": datasets, "models": models})
+        made = [{"model_id": each.model_id, "step": 0} for each in record.outputs if each.model_id]
+        if made:
+            self.api.post("runs/outputs", {"run_id": record.run.run_id, "models": made})
+
+    def _store(self, record: StepRecord, output: OutputFile) -> ArtifactRef:
+        local = Path(output.path)
+        if not local.exists():
+            raise ArtifactError(f"output {output.name!r}: {local} is gone before it was stored. Run the step again.")
+        metadata = self._store_metadata(record, output)
+        if output.type in MODEL_TYPES:
+            return self._store_model(record, output, local, metadata)
+        suffix = "/" if local.is_dir() else ""
+        if "://" in output.target:
+            written = self.store.store(output.target, "", local, of_mlflow=False)
+            uri = output.target + suffix
+        else:
+            written = self.store.store(record.run.artifact_uri, output.target, local)
+            uri = f"runs:/{record.run.run_id}/{output.target}{suffix}"
+        return _ref(record, output, uri, written, metadata)
+
+    def _store_metadata(self, record: StepRecord, output: OutputFile) -> str | None:
+        """Keep metadata as a file beside the artifact; that of Metrics is the artifact itself."""
+        if not output.metadata or output.type == "Metrics":
+            return None
+        path = f"try-{record.attempt.try_number}/{output.name}.metadata.json"
+        with tempfile.TemporaryDirectory(prefix="airflow-ml-") as folder:
+            local = Path(folder) / "metadata.json"
+            local.write_text(json.dumps(output.metadata, indent=2, default=str))
+            self.store.store(record.run.artifact_uri, path, local)
+        return f"runs:/{record.run.run_id}/{path}"
+
+    def _store_model(self, record: StepRecord, output: OutputFile, local: Path, metadata: str | None) -> ArtifactRef:
+        if output.model_id is None:
+            output.model_id = self._make_model(record, output)
+        model_uri = f"models:/{output.model_id}"
+        if "://" in output.target:
+            written = self.store.store(output.target, "", local, of_mlflow=False)
+            uri = output.target + ("/" if local.is_dir() else "")
+        else:
+            file = local.name if local.is_file() else ""
+            written = self.store.store(self.store.root_of(model_uri), file, local)
+            uri = f"{model_uri}/{file}" if file else model_uri
+        self._finish_model(output, local, written, metadata)
+        return _ref(record, output, uri, written, metadata)
+
+    def _make_model(self, record: StepRecord, output: OutputFile) -> str:
+        body = {
+            "experiment_id": record.run.experiment_id,
+            "name": output.name,
+            "source_run_id": record.run.run_id,
+            "params": as_pairs(dict(islice(record.params.items(), PAIRS_PER_BATCH))),
+            "tags": as_pairs(_model_tags(record)),
+        }
+        made = self.api.post("logged-models", body, repeatable=False)["model"]["info"]
+        return str(made["model_id"])
+
+    def _finish_model(self, output: OutputFile, local: Path, written: Written, metadata: str | None) -> None:
+        tags = {SHA256: written.sha256, SIZE: str(written.size), FILE: local.name if local.is_file() else ""}
+        if "://" in output.target:
+            tags["airflow.uri"] = output.target
+        if metadata:
+            tags[METADATA] = metadata
+        path = f"logged-models/{output.model_id}"
+        self.api.patch(f"{path}/tags", {"model_id": output.model_id, "tags": as_pairs(tags)})
+        self.api.patch(path, {"model_id": output.model_id, "status": "LOGGED_MODEL_READY"})
+
+
+def write_metrics(path: Path, values: dict[str, Any]) -> None:
+    """
+    Write the file of an ``Output[Metrics]``.
+
+    :param path: Where.
+    :param values: Last value per metric, and what else the step has put into its metadata.
+    """
+    path.write_text(dump_metrics(values))
+
+
+def _ref(record: StepRecord, output: OutputFile, uri: str, written: Written, metadata: str | None) -> ArtifactRef:
+    return ArtifactRef(
+        type=output.type,
+        name=output.name,
+        uri=uri,
+        sha256=written.sha256,
+        size=written.size,
+        run_id=record.run.run_id,
+        metadata=metadata,
+    )
+
+
+def _model_tags(record: StepRecord) -> dict[str, str]:
+    identity = record.attempt.identity
+    tags = {"airflow.dag_id": identity.dag_id, "airflow.run_id": identity.run_id, "airflow.task_id": identity.task_id}
+    if "airflow.logical_date" in record.attempt.tags:
+        tags["airflow.logical_date"] = record.attempt.tags["airflow.logical_date"]
+    return tags
+
+
+def _model_id(ref: ArtifactRef) -> str | None:
+    """Read the LoggedModel's id from a reference to a model."""
+    return ref.uri.removeprefix("models:/").split("/")[0] if ref.uri.startswith("models:/m-") else None
+
+
+def _dataset_input(ref: ArtifactRef) -> dict[str, Any]:
+    """Write an artifact that was read as MLflow's dataset input."""
+    source = {"uri": ref.uri, "sha256": ref.sha256, "size": ref.size, "run_id": ref.run_id}
+    return {
+        "tags": [{"key": "mlflow.data.context", "value": ref.name}],
+        "dataset": {
+            "name": ref.name,
+            "digest": (ref.sha256 or "unknown")[:DIGEST_LENGTH],
+            "source_type": "airflow",
+            "source": json.dumps({key: value for key, value in source.items() if value is not None}),
+        },
+    }
+
+
+def _point(point: MetricPoint) -> dict[str, Any]:
+    """Write a point as MLflow's JSON takes it: NaN and infinities are texts there."""
+    value: float | str = point.value
+    if math.isnan(point.value):
+        value = "NaN"
+    elif math.isinf(point.value):
+        value = "Infinity" if point.value > 0 else "-Infinity"
+    return {"key": point.key, "value": value, "timestamp": point.timestamp_ms, "step": point.step}
+
+
+def _batches(items: Iterable[T], size: int) -> Iterator[Sequence[T]]:
+    left = iter(items)
+    while some := list(islice(left, size)):
+        yield some

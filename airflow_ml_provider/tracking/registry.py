@@ -1,0 +1,295 @@
+"""
+MLflow's model registry: versions, and the aliases that say which one serves.
+
+MLflow moves an alias whatever it was before (it has no compare-and-set), so a move reads before and after. Every change
+is made in an order that a retry completes: cut anywhere and called again, it ends in the same state.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from airflow_ml_provider.exceptions import ConfigError, RemoteNotFoundError
+from airflow_ml_provider.hooks.mlflow import MlflowApi
+
+log = logging.getLogger(__name__)
+
+CHAMPION = "champion"
+PREVIOUS_CHAMPION = "previous-champion"
+ROLLBACK = "airflow.rollback"
+"""Tag of a registered model while it is rolled back: ``<version that leaves>><version that returns>``."""
+
+_ALIAS = re.compile(r"^(?!latest$)(?!v\d+$)[\w-]{1,255}$", re.ASCII | re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class RegisteredVersion:
+    """
+    One version of a registered model.
+
+    :param name: Name of the registered model.
+    :param version: Its number, as MLflow writes it.
+    :param source: URI of what was registered, for a LoggedModel ``models:/<model id>``.
+    :param run_id: MLflow run that made it; empty when unknown.
+    :param tags: Tags of the version.
+    """
+
+    name: str
+    version: str
+    source: str
+    run_id: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def uri(self) -> str:
+        """The version's own URI, which no alias moves."""
+        return f"models:/{self.name}/{self.version}"
+
+    @property
+    def model_id(self) -> str:
+        """Id of its LoggedModel; empty when it was registered from somewhere else."""
+        return self.source.removeprefix("models:/") if self.source.startswith("models:/m-") else ""
+
+    @classmethod
+    def of(cls, answer: Mapping[str, Any]) -> RegisteredVersion:
+        """
+        Read MLflow's JSON.
+
+        :param answer: A ``model_version``.
+        :return: The version.
+        """
+        return cls(
+            name=answer["name"],
+            version=str(answer["version"]),
+            source=answer.get("source", ""),
+            run_id=answer.get("run_id", ""),
+            tags={tag["key"]: tag["value"] for tag in answer.get("tags", [])},
+        )
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """
+    How the aliases of a registered model stand after a move.
+
+    :param name: Name of the registered model.
+    :param version: The champion.
+    :param previous: The champion before it, under its own alias; None when there was none.
+    :param changed: Whether the alias was moved; False when it stood there already.
+    """
+
+    name: str
+    version: str
+    previous: str | None
+    changed: bool
+
+
+class ModelRegistry:
+    """
+    The registry of one MLflow server.
+
+    :param api: The server.
+    """
+
+    def __init__(self, api: MlflowApi) -> None:
+        self._api = api
+
+    def find(self, name: str, alias: str) -> RegisteredVersion | None:
+        """
+        Look up which version an alias stands for.
+
+        :param name: Name of the registered model.
+        :param alias: Alias, without ``@``.
+        :return: The version; None only when the server says that there is no such model or alias.
+        :raises RemoteUnavailableError: the server did not answer; a retry is safe.
+        """
+        check_name(name)
+        try:
+            return RegisteredVersion.of(
+                self._api.get("registered-models/alias", name=name, alias=alias)["model_version"]
+            )
+        except RemoteNotFoundError:
+            return None
+
+    def register(
+        self, name: str, source: str, *, run_id: str = "", model_id: str = "", tags: Mapping[str, str] | None = None
+    ) -> RegisteredVersion:
+        """
+        Register a model, once: what has a version of this name already keeps it.
+
+        :param name: Name of the registered model; made when there is none.
+        :param source: URI of the model, for a LoggedModel ``models:/<model id>``.
+        :param run_id: MLflow run that made it.
+        :param model_id: Id of its LoggedModel, which MLflow wants when ``source`` is one.
+        :param tags: Tags of the version; set as well on a version that was there already.
+        :return: The version. When two register the same model at once, both get the older version and the other one is
+            deleted.
+        :raises ConfigError: the name is not one that MLflow takes, or the source is refused; a retry never helps.
+        :raises RemoteUnavailableError: the server did not answer; a retry is safe and adopts what was made.
+        """
+        check_name(name)
+        self._ensure(name)
+        version = self._oldest(name, source) or self._create(name, source, run_id, model_id, tags or {})
+        for key, value in (tags or {}).items():
+            if version.tags.get(key) != value:
+                body = {"name": name, "version": version.version, "key": key, "value": value}
+                self._api.post("model-versions/set-tag", body)
+        return replace(version, tags={**version.tags, **(tags or {})})
+
+    def promote(
+        self, name: str, version: str, *, alias: str = CHAMPION, previous_alias: str = PREVIOUS_CHAMPION
+    ) -> Promotion:
+        """
+        Move the alias to a version, and keep the one before it under its own alias.
+
+        Promoting what is the champion already changes nothing, above all not the previous alias. Cut between its two
+        moves and called again, it ends in the same state.
+
+        :param name: Name of the registered model.
+        :param version: Number of the version.
+        :param alias: The alias to move.
+        :param previous_alias: Alias of the version that it leaves.
+        :return: How the aliases stand, read after the move.
+        :raises ConfigError: an alias is not one that MLflow takes, or somebody else moved it meanwhile.
+        :raises RemoteNotFoundError: there is no such version; a retry never helps.
+        :raises RemoteUnavailableError: the server did not answer; a retry is safe.
+        """
+        check_name(name)
+        check_aliases(alias, previous_alias)
+        self._api.get(
+            "model-versions/get", name=name, version=version
+        )  # else the previous alias would move for nothing
+        aliases = self._state(name)[0]
+        before = aliases.get(alias)
+        if before == version:
+            return Promotion(name, version, aliases.get(previous_alias), changed=False)
+        if before is not None:
+            self._point(name, previous_alias, before)
+        self._expect(name, alias, before)
+        self._point(name, alias, version)
+        self._expect(name, alias, version)
+        log.info("%s@%s is version %s now; before: %s", name, alias, version, before or "none")
+        return Promotion(name, version, before, changed=True)
+
+    def rollback(self, name: str, *, alias: str = CHAMPION, previous_alias: str = PREVIOUS_CHAMPION) -> Promotion:
+        """
+        Swap the champion and the one before it; a second call swaps them back.
+
+        A tag on the registered model says what is being done, so a call that was cut is completed by the next one and
+        not undone.
+
+        :param name: Name of the registered model.
+        :param alias: Alias of the champion.
+        :param previous_alias: Alias of the champion before it.
+        :return: How the aliases stand; ``previous`` is the version that was rolled back.
+        :raises ConfigError: there is no champion, or none before it, or they are the same; a retry never helps.
+        :raises RemoteNotFoundError: there is no such registered model; a retry never helps.
+        :raises RemoteUnavailableError: the server did not answer; a retry is safe.
+        """
+        check_name(name)
+        check_aliases(alias, previous_alias)
+        aliases, tags = self._state(name)
+        leaves, returns = _swap(name, aliases, alias, previous_alias, tags.get(ROLLBACK, ""))
+        self._api.post("registered-models/set-tag", {"name": name, "key": ROLLBACK, "value": f"{leaves}>{returns}"})
+        self._point(name, alias, returns)
+        self._point(name, previous_alias, leaves)
+        self._expect(name, alias, returns)
+        self._api.delete("registered-models/delete-tag", {"name": name, "key": ROLLBACK})
+        log.info("%s@%s is version %s again; rolled back: %s", name, alias, returns, leaves)
+        return Promotion(name, returns, leaves, changed=True)
+
+    def _ensure(self, name: str) -> None:
+        """Make the registered model unless there is one."""
+        try:
+            self._state(name)
+        except RemoteNotFoundError:
+            try:
+                self._api.post("registered-models/create", {"name": name}, repeatable=False)
+            except ConfigError:
+                self._state(name)  # somebody else was quicker; if not, this raises
+
+    def _create(self, name: str, source: str, run_id: str, model_id: str, tags: Mapping[str, str]) -> RegisteredVersion:
+        """Make a version, and settle with whoever did the same at the same time: the older one wins."""
+        body: dict[str, Any] = {"name": name, "source": source}
+        body |= {"tags": [{"key": key, "value": value} for key, value in tags.items()]}
+        body |= {key: value for key, value in (("run_id", run_id), ("model_id", model_id)) if value}
+        made = RegisteredVersion.of(self._api.post("model-versions/create", body, repeatable=False)["model_version"])
+        oldest = self._oldest(name, source) or made
+        if oldest.version != made.version:
+            self._api.delete("model-versions/delete", {"name": name, "version": made.version})
+        return oldest
+
+    def _oldest(self, name: str, source: str) -> RegisteredVersion | None:
+        """Find the version that was made of a source."""
+        if "'" in source:
+            raise ConfigError(f"model URI {source!r} has a quote in it, which MLflow's search cannot take. Rename it.")
+        query = f"name='{name}' and source_path='{source}'"
+        answer = self._api.get("model-versions/search", filter=query, max_results=1, order_by="version_number ASC")
+        return next((RegisteredVersion.of(each) for each in answer.get("model_versions", [])), None)
+
+    def _state(self, name: str) -> tuple[dict[str, str], dict[str, str]]:
+        """Read the aliases and the tags of a registered model, both at once."""
+        model = self._api.get("registered-models/get", name=name)["registered_model"]
+        aliases = {each["alias"]: str(each["version"]) for each in model.get("aliases", [])}
+        return aliases, {each["key"]: each.get("value", "") for each in model.get("tags", [])}
+
+    def _point(self, name: str, alias: str, version: str) -> None:
+        self._api.post("registered-models/alias", {"name": name, "alias": alias, "version": version})
+
+    def _expect(self, name: str, alias: str, version: str | None) -> None:
+        """Look whether an alias stands where it should."""
+        found = self._state(name)[0].get(alias)
+        if found != version:
+            raise ConfigError(
+                f"{name}@{alias} is version {found or 'none'} and not {version or 'none'}: somebody else moved it at "
+                "the same time, and that stands. Move it from one task at a time: a pool of one slot, or max_active_runs=1."
+            )
+
+
+def check_name(name: str) -> None:
+    """
+    Refuse a name that MLflow does not take, or that could not be quoted in its search.
+
+    :param name: Name of a registered model.
+    :raises ConfigError: it is empty, or has a slash, a colon or a quote; a retry never helps.
+    """
+    if not name.strip() or set(name) & set("/:'\"`\\"):
+        raise ConfigError(
+            f"{name!r} cannot be the name of a registered model: it must not be empty, and must not hold any of / : ' \" ` \\"
+        )
+
+
+def check_aliases(*aliases: str) -> None:
+    """
+    Refuse aliases that MLflow does not take, or that are the same.
+
+    :param aliases: Aliases of one registered model that are to mean different versions.
+    :raises ConfigError: one is malformed or reserved, or there are two of a kind; a retry never helps.
+    """
+    for alias in aliases:
+        if not _ALIAS.match(alias):
+            raise ConfigError(
+                f"{alias!r} cannot be an alias: letters, digits, _ and - only, at most 255, and neither 'latest' nor 'v1'."
+            )
+    if len(set(aliases)) != len(aliases):
+        raise ConfigError(
+            f"the aliases {', '.join(aliases)} must differ: one is the champion, one the version before it."
+        )
+
+
+def _swap(name: str, aliases: Mapping[str, str], alias: str, previous_alias: str, begun: str) -> tuple[str, str]:
+    """Decide which version leaves and which one returns; a swap that was begun and not ended decides it."""
+    champion, previous = aliases.get(alias), aliases.get(previous_alias)
+    leaves, _, returns = begun.partition(">")
+    if champion == returns and previous in (leaves, returns):
+        return leaves, returns
+    if champion and previous and champion != previous:
+        return champion, previous
+    raise ConfigError(
+        f"model {name!r} cannot be rolled back: {alias!r} is version {champion or 'none'}, and {previous_alias!r} is "
+        f"version {previous or 'none'}. Point {alias!r} to the version that you want, on MLflow's page of the model."
+    )
