@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 
@@ -13,11 +14,7 @@ def redact(value: Any, name: str | None = None) -> Any:
     :param name: Name of the value; a name such as ``password`` masks it whole.
     :return: The same shape, secrets replaced by ``***``.
     """
-    try:
-        from airflow.sdk._shared.secrets_masker import redact as airflow_redact
-    except ImportError:  # Airflow 3.1
-        from airflow.sdk.execution_time.secrets_masker import redact as airflow_redact
-    return airflow_redact(value, name)
+    return _first_of("airflow.sdk._shared.secrets_masker", "airflow.sdk.execution_time.secrets_masker").redact(value, name)
 
 
 def read_option(section: str, option: str) -> str | None:
@@ -28,9 +25,15 @@ def read_option(section: str, option: str) -> str | None:
     :param option: Option.
     :return: Its text, None where it is not set.
     """
-    try:
-        from airflow.sdk import conf
-    except ImportError:  # Airflow 3.1
-        from airflow.configuration import conf
-    value = conf.get(section, option, fallback=None)
+    value = _first_of("airflow.sdk.configuration", "airflow.configuration").conf.get(section, option, fallback=None)
     return None if value is None else str(value)
+
+
+def _first_of(*modules: str) -> Any:
+    """Import the first module that this Airflow has; newest name first."""
+    for name in modules[:-1]:
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError:
+            continue
+    return importlib.import_module(modules[-1])

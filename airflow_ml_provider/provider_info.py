@@ -1,6 +1,4 @@
-"""
-What Airflow is told of this package; called at every start of every Airflow process, so it imports nothing heavy.
-"""
+"""What Airflow is told of this package; called at every start of every Airflow process, so it imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -52,7 +50,11 @@ def _mlflow_connection() -> dict[str, Any]:
         "hook-name": "MLflow",
         "ui-field-behaviour": {
             "hidden-fields": ["schema", "port", "extra"],
-            "relabeling": {"host": "Tracking URL", "login": "Login (empty for a token)", "password": "Password or token"},
+            "relabeling": {
+                "host": "Tracking URL",
+                "login": "Login (empty for a token)",
+                "password": "Password or token",
+            },
             "placeholders": {"host": "https://mlflow.example.com"},
         },
     }

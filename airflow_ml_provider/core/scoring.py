@@ -33,9 +33,9 @@ class Rows:
     :param champion: Scores of the champion; None when the table has no such column.
     """
 
-    label: Sequence[float] | None
-    challenger: Sequence[float] | None
-    champion: Sequence[float] | None = None
+    label: Sequence[float] | Array | None
+    challenger: Sequence[float] | Array | None
+    champion: Sequence[float] | Array | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def measure(compare: PairedComparison, rows: Rows | None, *, against_champion: b
     :return: Values, or what is wrong and with what.
     :raises ConfigError: numpy or scikit-learn is not installed, or the metric is unknown; a retry never helps.
     """
-    metric, found = metric_of(compare), Measured({})
+    metric, found = _metric_of(compare), Measured({})
     if rows is None:
         return replace(found, unpaired="no scores were given")
     try:
@@ -122,7 +122,7 @@ def _labels(rows: Rows, metric: _Metric) -> Array:
     return labels
 
 
-def _scores(column: Sequence[float] | None, name: str, length: int | None, fault: type[Exception]) -> Array:
+def _scores(column: Sequence[float] | Array | None, name: str, length: int | None, fault: type[Exception]) -> Array:
     """Read one column as finite numbers, or say what is wrong with it."""
     numpy = _library("numpy")
     if column is None:
@@ -175,9 +175,7 @@ def _draws(compare: PairedComparison, rows: int) -> Iterator[Array]:
     random, batch = numpy.random.default_rng(compare.seed), max(1, _CELLS // rows)
     for start in range(0, compare.resamples, batch):
         size = min(batch, compare.resamples - start)
-        yield numpy.stack(
-            [numpy.bincount(random.integers(0, rows, rows), minlength=rows).astype(float) for _ in range(size)]
-        )
+        yield numpy.stack([numpy.bincount(random.integers(0, rows, rows), minlength=rows).astype(float) for _ in range(size)])
 
 
 def _ranked(values: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Resampled]:
@@ -251,34 +249,34 @@ _CUT = 0.5  # a probability from which on the prediction is 1
 
 METRICS: dict[str, _Metric] = {
     "auc": _Metric(True, _sklearn("roc_auc_score"), _ranked(_auc), "both 0 and 1"),
-    "average_precision": _Metric(
-        True, _sklearn("average_precision_score"), _ranked(_average_precision), "both 0 and 1"
-    ),
+    "average_precision": _Metric(True, _sklearn("average_precision_score"), _ranked(_average_precision), "both 0 and 1"),
     "accuracy": _Metric(True, _accuracy, _mean(lambda labels, scores: (scores >= _CUT) == labels)),
     "log_loss": _Metric(False, _sklearn("log_loss", labels=[0, 1]), _mean(_log_loss)),
     "brier": _Metric(False, _sklearn("brier_score_loss", pos_label=1), _mean(_square)),
     "rmse": _Metric(False, _sklearn("root_mean_squared_error"), _mean(_square, root=True), "numbers"),
-    "mae": _Metric(
-        False, _sklearn("mean_absolute_error"), _mean(lambda labels, scores: abs(scores - labels)), "numbers"
-    ),
+    "mae": _Metric(False, _sklearn("mean_absolute_error"), _mean(lambda labels, scores: abs(scores - labels)), "numbers"),
 }
 """The metrics by name. Their values are scikit-learn's own; so are, to the last digits, those of the samples."""
 
 
-def metric_of(compare: PairedComparison) -> _Metric:
+def check_metric(compare: PairedComparison) -> None:
     """
-    Find the metric that a comparison names.
+    Refuse a metric that is not known; a function of one's own is not imported for that.
 
     :param compare: The comparison.
-    :return: The metric; a function of one's own is called for every sample, so its speed is the gate's.
-    :raises ConfigError: there is no such metric or function; a retry never helps.
+    :raises ConfigError: there is no metric of that name; a retry never helps.
     """
-    if isinstance(compare.metric, str) and ":" not in compare.metric:
-        if compare.metric not in METRICS:
-            raise ConfigError(
-                f"{compare.metric!r} is not a metric of the gate.{did_you_mean(compare.metric, METRICS)} "
-                'A function of your own is written "module:function".'
-            )
+    if isinstance(compare.metric, str) and ":" not in compare.metric and compare.metric not in METRICS:
+        raise ConfigError(
+            f"{compare.metric!r} is not a metric of the gate.{did_you_mean(compare.metric, METRICS)} "
+            'A function of your own is written "module:function".'
+        )
+
+
+def _metric_of(compare: PairedComparison) -> _Metric:
+    """Find the metric that a comparison names; a function of one's own is called for every sample."""
+    check_metric(compare)
+    if isinstance(compare.metric, str) and compare.metric in METRICS:
         return METRICS[compare.metric]
     function = _own(compare.metric) if isinstance(compare.metric, str) else compare.metric
 
@@ -301,13 +299,10 @@ def _own(place: str) -> Callable[[Array, Array], float]:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(
-            f"the gate's metric {place!r} is not there: {error}. "
-            "Write it as module:function, importable where the gate runs."
+            f"the gate's metric {place!r} is not there: {error}. Write it as module:function, importable where the gate runs."
         ) from error
     if not callable(function):
-        raise ConfigError(
-            f"the gate's metric {place!r} is a {type(function).__name__}, not a function of (labels, scores)."
-        )
+        raise ConfigError(f"the gate's metric {place!r} is a {type(function).__name__}, not a function of (labels, scores).")
     found: Callable[[Array, Array], float] = function
     return found
 

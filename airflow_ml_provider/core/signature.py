@@ -94,8 +94,7 @@ def read_signature(function: Callable[..., Any]) -> StepSignature:
     if inspect.iscoroutinefunction(function):
         raise ConfigError(f"step {step!r} is async; steps are plain functions. Call asyncio.run inside it.")
     parameters = {
-        each.name: _parameter(step, each, hints.get(each.name, Any))
-        for each in inspect.signature(function).parameters.values()
+        each.name: _parameter(step, each, hints.get(each.name, Any)) for each in inspect.signature(function).parameters.values()
     }
     signature = StepSignature(step, parameters)
     if signature.outputs and hints.get("return", type(None)) not in (type(None), None, Any):
@@ -124,7 +123,7 @@ def _parameter(step: str, parameter: inspect.Parameter, hint: Any) -> StepParame
     role, inner = _role(inner)
     if role == "plain":
         _refuse_bare_artifact(step, parameter.name, inner)
-        return StepParameter(parameter.name, role, None, False, optional, parameter.default, hint)  # noqa: FBT003
+        return StepParameter(parameter.name, role, None, False, optional, parameter.default, hint)
     many = typing.get_origin(inner) is list
     kind = typing.get_args(inner)[0] if many else inner
     _refuse_bad_artifact(step, parameter, role, kind, many=many, optional=optional)
@@ -163,13 +162,15 @@ def _refuse_bare_artifact(step: str, name: str, hint: Any) -> None:
         )
 
 
-def _refuse_bad_artifact(
-    step: str, parameter: inspect.Parameter, role: Role, kind: Any, *, many: bool, optional: bool
-) -> None:
+def _refuse_bad_artifact(step: str, parameter: inspect.Parameter, role: Role, kind: Any, *, many: bool, optional: bool) -> None:
     where = f"step {step!r}, {role} {parameter.name!r}"
     if not (isinstance(kind, type) and issubclass(kind, Artifact)):
         raise ConfigError(f"{where}: {kind!r} is not an artifact type. Use Dataset, Model, Metrics or Artifact.")
     if role == "output" and (many or optional or parameter.default is not inspect.Parameter.empty):
-        raise ConfigError(f"{where}: an output is one artifact, never a list, optional or with a default. Declare Output[{kind.type_name}].")
+        raise ConfigError(
+            f"{where}: an output is one artifact, never a list, optional or with a default. Declare Output[{kind.type_name}]."
+        )
     if role == "input" and parameter.default not in (inspect.Parameter.empty, None):
-        raise ConfigError(f"{where}: the default of an artifact can only be None, not {parameter.default!r}. Pass it in the call.")
+        raise ConfigError(
+            f"{where}: the default of an artifact can only be None, not {parameter.default!r}. Pass it in the call."
+        )

@@ -1,11 +1,10 @@
-"""
-May this value go to this parameter? Asked when the DAG is parsed and again when the step runs, with the same words.
-"""
+"""May this value go to this parameter? Asked when the DAG is parsed and again when the step runs, with the same words."""
 
 from __future__ import annotations
 
 import difflib
 import re
+import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NoReturn
@@ -14,6 +13,7 @@ from airflow_ml_provider.core.signature import StepParameter, StepSignature
 from airflow_ml_provider.exceptions import ConfigError
 from airflow_ml_provider.models.artifact import ARTIFACT_TYPES, Artifact, ArtifactRef, StepOutputs
 
+SHOWN = 200
 _URI = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*:/|^/")
 
 
@@ -114,8 +114,7 @@ def check_source(step: str, parameter: StepParameter, source: Source) -> None:
     if parameter.role == "plain":
         if source.type is not None:
             raise ConfigError(
-                f"{where} is a plain value, but {source.text} is a {source.type}. "
-                f"Declare {parameter.name}: Input[{source.type}]."
+                f"{where} is a plain value, but {source.text} is a {source.type}. Declare {parameter.name}: Input[{source.type}]."
             )
         return
     if source.type is None:
@@ -170,7 +169,7 @@ def refs_of(step: str, parameter: StepParameter, value: object) -> list[Artifact
     if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
         _refuse_value(step, parameter, value)
     single = replace(parameter, many=False)
-    return [_ref_of(step, single, each) for each in value]  # type: ignore[union-attr]  # refused above
+    return [_ref_of(step, single, each) for each in value]
 
 
 def _ref_of(step: str, parameter: StepParameter, value: object) -> ArtifactRef:
@@ -192,9 +191,11 @@ def _ref_of(step: str, parameter: StepParameter, value: object) -> ArtifactRef:
 def _refuse_value(step: str, parameter: StepParameter, value: object) -> NoReturn:
     where = f"step {step!r}, parameter {parameter.name!r} wants {parameter.wanted}"
     if value is None:
-        raise ConfigError(f"{where}, but nothing came: the step before was skipped, or pushed nothing. Let this one be skipped too.")
-    shown = repr(value)
-    raise ConfigError(f"{where}, but {shown if len(shown) < 200 else shown[:200] + '...'} came. Pass an output of a step, or a URI.")
+        raise ConfigError(
+            f"{where}, but nothing came: the step before was skipped, or pushed nothing. Let this one be skipped too."
+        )
+    shown = textwrap.shorten(repr(value), SHOWN)
+    raise ConfigError(f"{where}, but {shown} came. Pass an output of a step, or a URI.")
 
 
 def _which(parameter: StepParameter, source: Source) -> str:

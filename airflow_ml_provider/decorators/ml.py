@@ -9,10 +9,9 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, ParamSpec, Protocol, overload
+from typing import Any, ParamSpec, Protocol, cast, overload
 
 import attr
-from airflow.sdk import XComArg
 from airflow.sdk.bases.decorator import _TaskDecorator
 from airflow.sdk.definitions.context import KNOWN_CONTEXT_KEYS
 
@@ -69,12 +68,11 @@ class MLTask(_TaskDecorator):  # type: ignore[type-arg]  # private and generic i
         for name, value in given.items():
             check_value(self.signature, self.signature.parameters[name], value)
         try:
-            operator = super().__call__(**given).operator
+            made: Any = super().__call__(**given)
         except TypeError:
             check_missing(self.signature, {*given, *KNOWN_CONTEXT_KEYS})
             raise
-        operator._literal_nones = tuple(name for name, value in given.items() if value is None)  # noqa: SLF001
-        return StepReference(operator, signature=self.signature)
+        return StepReference(made.operator, signature=self.signature)
 
     def partial(self, **kwargs: Any) -> MLTask:
         """
@@ -87,8 +85,8 @@ class MLTask(_TaskDecorator):  # type: ignore[type-arg]  # private and generic i
         check_names(self.signature, kwargs)
         for name, value in kwargs.items():
             check_value(self.signature, self.signature.parameters[name], value)
-        made: MLTask = super().partial(**kwargs)
-        return made
+        made: Any = super().partial(**kwargs)
+        return cast("MLTask", made)  # attrs evolves an object of our class
 
     def expand(self, **map_kwargs: Any) -> StepReference:
         """
@@ -102,11 +100,10 @@ class MLTask(_TaskDecorator):  # type: ignore[type-arg]  # private and generic i
         check_missing(self.signature, {*map_kwargs, *self.kwargs.get("op_kwargs", {}), *KNOWN_CONTEXT_KEYS})
         for name, value in map_kwargs.items():
             check_mapped_value(self.signature, self.signature.parameters[name], value)
-        reference: StepReference = super().expand(**map_kwargs)
-        return reference
+        return cast("StepReference", super().expand(**map_kwargs))  # made by our _expand
 
     def _expand(self, expand_input: Any, *, strict: bool) -> StepReference:
-        mapped: XComArg = super()._expand(expand_input, strict=strict)
+        mapped: Any = super()._expand(expand_input, strict=strict)
         return StepReference(mapped.operator, signature=self.signature)
 
     def _by_name(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -146,7 +143,7 @@ def ml_task(*, multiple_outputs: None = None, **kwargs: Any) -> Callable[[Callab
 
 def ml_task(
     python_callable: Callable[..., Any] | None = None,
-    multiple_outputs: bool | None = None,  # noqa: FBT001  (Airflow passes it to every decorator)
+    multiple_outputs: bool | None = None,
     **kwargs: Any,
 ) -> Any:
     """

@@ -18,7 +18,14 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 from airflow.sdk import BaseHook
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential, wait_random
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+    wait_exponential,
+    wait_random,
+)
 
 from airflow_ml_provider.config import Settings, load_settings
 from airflow_ml_provider.exceptions import ConfigError, RemoteNotFoundError, RemoteUnavailableError
@@ -235,7 +242,9 @@ class MlflowApi:
         said = f"{where} answered {answer.status_code} to {what}: {message}"
         if answer.status_code == _TOO_MANY or answer.status_code >= _SERVER_ERROR:
             return RemoteUnavailableError(f"{said}. A retry is safe; if it lasts, look into the server's log.")
-        if code == "RESOURCE_DOES_NOT_EXIST" or (code == "INVALID_PARAMETER_VALUE" and "alias" in message and "not found" in message):
+        if code == "RESOURCE_DOES_NOT_EXIST" or (
+            code == "INVALID_PARAMETER_VALUE" and "alias" in message and "not found" in message
+        ):
             return RemoteNotFoundError(said)
         if "Invalid Host header" in message:
             host = urlsplit(self.server.url).netloc
@@ -359,7 +368,9 @@ def server_url(conn_id: str, host: str | None, port: int | None, schema: str | N
             f"connection {conn_id!r}: the host holds credentials. Move them to the login and password fields, where they are hidden."
         )
     if parts.scheme not in {"http", "https"}:
-        raise ConfigError(f"connection {conn_id!r}: scheme {parts.scheme!r} is not http or https. Give the URL of an MLflow server.")
+        raise ConfigError(
+            f"connection {conn_id!r}: scheme {parts.scheme!r} is not http or https. Give the URL of an MLflow server."
+        )
     netloc = parts.netloc if parts.port or not port else f"{parts.netloc}:{port}"
     return f"{parts.scheme}://{netloc}{parts.path.rstrip('/')}"
 

@@ -342,9 +342,7 @@ def dump_metrics(values: Mapping[str, Any]) -> str:
     :param values: Value per name.
     :return: JSON text; NaN and infinities are written as the texts that ``float`` reads.
     """
-    plain = {
-        key: str(value) if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()
-    }
+    plain = {key: str(value) if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()}
     return json.dumps(plain, indent=2, sort_keys=True, default=str)
 
 

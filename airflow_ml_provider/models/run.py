@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -54,6 +55,12 @@ class StepIdentity(DagRunIdentity):
     def dag_run(self) -> DagRunIdentity:
         """The DAG run that it belongs to."""
         return DagRunIdentity(dag_id=self.dag_id, run_id=self.run_id)
+
+    @property
+    def path(self) -> str:
+        """A relative folder of its own, safe on disk and in an object store: no part climbs or hides."""
+        parts = (self.dag_id, self.run_id, self.label)
+        return "/".join(re.sub(r"[^A-Za-z0-9_=+:.-]+", "_", part).lstrip(".") or "_" for part in parts)
 
     @property
     def label(self) -> str:

@@ -43,7 +43,9 @@ class StepReference(PlainXComArg):
         if not self.signature.outputs:
             return super().__getitem__(item)
         if self.output is not None:
-            raise ConfigError(f"{self} is one artifact; [{item!r}] of it means nothing. Read its .metadata in the step that takes it.")
+            raise ConfigError(
+                f"{self} is one artifact; [{item!r}] of it means nothing. Read its .metadata in the step that takes it."
+            )
         check_output(self.signature, item)
         return attrs.evolve(self, output=item)
 

@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from airflow_ml_provider._compat import redact
@@ -33,7 +33,7 @@ from airflow_ml_provider.exceptions import (
 )
 from airflow_ml_provider.hooks.mlflow import MlflowApi, MlflowHook
 from airflow_ml_provider.models.artifact import Artifact, ArtifactRef, MetricPoint, Metrics, StepOutputs, load_metrics
-from airflow_ml_provider.models.run import Attempt, OutputFile, RunStatus, StepRecord
+from airflow_ml_provider.models.run import OutputFile, RunStatus, StepRecord
 from airflow_ml_provider.operators.attempt import read_attempt, redacted_text
 from airflow_ml_provider.tracking import fluent, spool
 from airflow_ml_provider.tracking.artifacts import ArtifactStore
@@ -147,9 +147,7 @@ class StepSession:
         :raises RemoteUnavailableError: the store did not answer within the patience; a retry is safe.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        local, written = patiently(
-            f"fetch {ref.name}", lambda: self.recorder.store.fetch(ref, folder), self.settings.patience_s
-        )
+        local, written = patiently(f"fetch {ref.name}", lambda: self.recorder.store.fetch(ref, folder), self.settings.patience_s)
         if ref.sha256 is None:
             log.info("%s: nobody has recorded a digest of %s; it is sha256 %s now.", ref.name, ref.uri, written.sha256)
             seen = ref.model_copy(update={"sha256": written.sha256, "size": written.size})
@@ -331,10 +329,8 @@ class StepSession:
         own = local.name.split(".")[0] == artifact.name
         target = f"try-{attempt.try_number}/{local.name if own else f'{artifact.name}/{local.name}'}"
         if self.artifact_root:
-            target = f"{self.artifact_root.rstrip('/')}/{_object_path(attempt)}/{target}"
-        return OutputFile(
-            name=artifact.name, type=artifact.type_name, path=str(local), target=target, metadata=artifact.metadata
-        )
+            target = f"{self.artifact_root.rstrip('/')}/{attempt.identity.path}/{target}"
+        return OutputFile(name=artifact.name, type=artifact.type_name, path=str(local), target=target, metadata=artifact.metadata)
 
 
 @contextmanager
@@ -402,8 +398,3 @@ def _make_input(kind: type[Artifact], session: StepSession, ref: ArtifactRef, fo
 
     artifact = kind(ref.name, uri=ref.uri, fetch=lambda: session.fetch(ref, folder, index), fetch_metadata=metadata)
     return artifact
-
-
-def _object_path(attempt: Attempt) -> PurePosixPath:
-    identity = attempt.identity
-    return PurePosixPath(identity.dag_id) / identity.run_id / identity.label

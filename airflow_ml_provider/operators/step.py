@@ -17,7 +17,7 @@ from airflow_ml_provider.core.signature import StepParameter, StepSignature, rea
 from airflow_ml_provider.core.wiring import check_missing
 from airflow_ml_provider.exceptions import ConfigError
 from airflow_ml_provider.links.mlflow import MlflowRunLink
-from airflow_ml_provider.models.artifact import ArtifactRef, StepOutputs
+from airflow_ml_provider.models.artifact import Artifact, ArtifactRef, StepOutputs
 from airflow_ml_provider.operators.references import StepReference
 
 if TYPE_CHECKING:
@@ -81,6 +81,8 @@ class MLStepOperator(StepOperatorMixin, DecoratedOperator):
         self.mlflow_conn_id = mlflow_conn_id
         self.experiment = experiment
         self.artifact_root = artifact_root
+        # Told apart before templates are rendered: a None that the DAG file says, and one that came from a skipped step.
+        self.nones = frozenset(name for name, value in (op_kwargs or {}).items() if value is None)
         super().__init__(python_callable=python_callable, task_id=task_id, op_args=op_args, op_kwargs=op_kwargs, **kwargs)
 
     @cached_property
@@ -107,7 +109,9 @@ class MLStepOperator(StepOperatorMixin, DecoratedOperator):
 
         given = {**self.op_kwargs, **{key: context[key] for key in self._context_keys if key in context}}  # type: ignore[literal-required]
         check_missing(self.signature, given)
-        plain = {name: _convert(self.signature, each, given[name]) for name, each in self.signature.plain.items() if name in given}
+        plain = {
+            name: _convert(self.signature, each, given[name]) for name, each in self.signature.plain.items() if name in given
+        }
         recorded = {name: value for name, value in plain.items() if name in self.op_kwargs}
         with open_step(self, context, recorded) as session:
             self.session = session
@@ -133,20 +137,11 @@ class MLStepOperator(StepOperatorMixin, DecoratedOperator):
         bound: dict[str, Any] = {}
         for name, each in self.signature.inputs.items():
             value = given.get(name, None if each.default is inspect.Parameter.empty else each.default)
-            missing = value is None and each.optional and (name not in given or self._is_literal_none(name))
+            missing = value is None and each.optional and (name not in given or name in self.nones)
             bound[name] = None if missing else session.read_parameter(each, value)
         for name, each in self.signature.outputs.items():
-            bound[name] = session.write(name, each.artifact)  # type: ignore[type-var]  # an output always has a type
+            bound[name] = session.write(name, each.artifact or Artifact)
         return bound
-
-    def _is_literal_none(self, name: str) -> bool:
-        """Tell a None that the DAG file says from one that came because the step before was skipped."""
-        return name in self.literal_nones
-
-    @property
-    def literal_nones(self) -> Collection[str]:
-        """Names of the inputs that the call itself passes as None."""
-        return getattr(self, "_literal_nones", ())
 
 
 def _convert(signature: StepSignature, parameter: StepParameter, value: Any) -> Any:

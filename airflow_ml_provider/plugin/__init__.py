@@ -1,6 +1,4 @@
-"""
-The plugin that Airflow loads in every process: tiny, because one failed import here switches all of it off.
-"""
+"""The plugin that Airflow loads in every process: tiny, because one failed import here switches all of it off."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class _ActivateOnImport(MetaPathFinder):
     def __init__(self, run_id: str) -> None:
         self.run_id = run_id
 
-    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:  # noqa: ARG002  (the protocol)
         if name != "mlflow":
             return None
         sys.meta_path.remove(self)

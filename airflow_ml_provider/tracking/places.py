@@ -225,11 +225,11 @@ def hash_file(local: Path) -> Written:
 
 
 def hash_tree(files: Iterable[tuple[str, Written]]) -> Written:
-    """
+    r"""
     Fold the digests of a directory's files into one.
 
     :param files: Relative path with slashes, and what it holds; in any order.
-    :return: sha256 over the lines ``<sha256>  <path>\\n`` sorted by path (what ``sha256sum`` prints), and the summed size.
+    :return: sha256 over the lines ``<sha256>  <path>\n`` sorted by path (what ``sha256sum`` prints), and the summed size.
     """
     listed = sorted(files)
     text = "".join(f"{written.sha256}  {path}\n" for path, written in listed)

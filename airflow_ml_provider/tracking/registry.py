@@ -11,6 +11,7 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any
 
 from airflow_ml_provider.exceptions import ConfigError, RemoteNotFoundError
@@ -23,6 +24,10 @@ PREVIOUS_CHAMPION = "previous-champion"
 ROLLBACK = "airflow.rollback"
 """Tag of a registered model while it is rolled back: ``<version that leaves>><version that returns>``."""
 
+LOGICAL_DATE = "airflow.logical_date"
+"""Tag of a LoggedModel and of a version: logical date of the DAG run that trained it, in ISO form."""
+
+_LOGGED_MODEL = re.compile(r"^models:/(m-[0-9a-f]{32})(?:/.*)?$")
 _ALIAS = re.compile(r"^(?!latest$)(?!v\d+$)[\w-]{1,255}$", re.ASCII | re.IGNORECASE)
 
 
@@ -52,7 +57,7 @@ class RegisteredVersion:
     @property
     def model_id(self) -> str:
         """Id of its LoggedModel; empty when it was registered from somewhere else."""
-        return self.source.removeprefix("models:/") if self.source.startswith("models:/m-") else ""
+        return model_id_of(self.source)
 
     @classmethod
     def of(cls, answer: Mapping[str, Any]) -> RegisteredVersion:
@@ -109,11 +114,38 @@ class ModelRegistry:
         """
         check_name(name)
         try:
-            return RegisteredVersion.of(
-                self._api.get("registered-models/alias", name=name, alias=alias)["model_version"]
-            )
+            return RegisteredVersion.of(self._api.get("registered-models/alias", name=name, alias=alias)["model_version"])
         except RemoteNotFoundError:
             return None
+
+    def find_uri(self, uri: str) -> RegisteredVersion | None:
+        """
+        Look up the version that a URI with an alias names.
+
+        :param uri: ``models:/<name>@<alias>``; anything else names no alias.
+        :return: The version; None when the server says that there is no such model or alias, or for another URI.
+        :raises RemoteUnavailableError: the server did not answer; a retry is safe.
+        """
+        name, _, alias = uri.removeprefix("models:/").rpartition("@")
+        return self.find(name, alias) if uri.startswith("models:/") and name else None
+
+    def trained_at(self, model: RegisteredVersion | str) -> datetime | None:
+        """
+        Say of which logical date a model is.
+
+        :param model: A registered version, whose own tag counts first, or a URI.
+        :return: Logical date of the DAG run that trained it; None when nobody recorded one.
+        :raises RemoteUnavailableError: the server did not answer; a retry is safe.
+        """
+        tags = dict(model.tags) if isinstance(model, RegisteredVersion) else {}
+        found = _LOGGED_MODEL.match(model.source if isinstance(model, RegisteredVersion) else model)
+        if LOGICAL_DATE not in tags and found:
+            try:
+                info = self._api.get(f"logged-models/{found.group(1)}")["model"]["info"]
+            except RemoteNotFoundError:  # deleted; whether that matters is not asked here
+                return None
+            tags = {each["key"]: each["value"] for each in info.get("tags", [])}
+        return _as_date(tags.get(LOGICAL_DATE, ""))
 
     def register(
         self, name: str, source: str, *, run_id: str = "", model_id: str = "", tags: Mapping[str, str] | None = None
@@ -140,9 +172,7 @@ class ModelRegistry:
                 self._api.post("model-versions/set-tag", body)
         return replace(version, tags={**version.tags, **(tags or {})})
 
-    def promote(
-        self, name: str, version: str, *, alias: str = CHAMPION, previous_alias: str = PREVIOUS_CHAMPION
-    ) -> Promotion:
+    def promote(self, name: str, version: str, *, alias: str = CHAMPION, previous_alias: str = PREVIOUS_CHAMPION) -> Promotion:
         """
         Move the alias to a version, and keep the one before it under its own alias.
 
@@ -160,9 +190,7 @@ class ModelRegistry:
         """
         check_name(name)
         check_aliases(alias, previous_alias)
-        self._api.get(
-            "model-versions/get", name=name, version=version
-        )  # else the previous alias would move for nothing
+        self._api.get("model-versions/get", name=name, version=version)  # else the previous alias would move for nothing
         aliases = self._state(name)[0]
         before = aliases.get(alias)
         if before == version:
@@ -250,6 +278,25 @@ class ModelRegistry:
             )
 
 
+def model_id_of(uri: str) -> str:
+    """
+    Read the id of the LoggedModel that a URI names.
+
+    :param uri: Any URI; ``models:/<model id>`` may go on with the path of a file.
+    :return: The id; empty for any other URI.
+    """
+    found = _LOGGED_MODEL.match(uri)
+    return found.group(1) if found else ""
+
+
+def _as_date(text: str) -> datetime | None:
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
 def check_name(name: str) -> None:
     """
     Refuse a name that MLflow does not take, or that could not be quoted in its search.
@@ -259,7 +306,8 @@ def check_name(name: str) -> None:
     """
     if not name.strip() or set(name) & set("/:'\"`\\"):
         raise ConfigError(
-            f"{name!r} cannot be the name of a registered model: it must not be empty, and must not hold any of / : ' \" ` \\"
+            f"{name!r} cannot be the name of a registered model: it must not be empty, and it must not hold "
+            "a slash, a colon, a quote or a backslash."
         )
 
 
@@ -273,12 +321,10 @@ def check_aliases(*aliases: str) -> None:
     for alias in aliases:
         if not _ALIAS.match(alias):
             raise ConfigError(
-                f"{alias!r} cannot be an alias: letters, digits, _ and - only, at most 255, and neither 'latest' nor 'v1'."
+                f"{alias!r} cannot be an alias: at most 255 letters, digits, _ and -, and neither 'latest' nor 'v1'."
             )
     if len(set(aliases)) != len(aliases):
-        raise ConfigError(
-            f"the aliases {', '.join(aliases)} must differ: one is the champion, one the version before it."
-        )
+        raise ConfigError(f"the aliases {', '.join(aliases)} must differ: one is the champion, one the version before it.")
 
 
 def _swap(name: str, aliases: Mapping[str, str], alias: str, previous_alias: str, begun: str) -> tuple[str, str]:

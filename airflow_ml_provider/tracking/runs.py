@@ -183,7 +183,12 @@ class RunTree:
 
     def _make_parent(self, experiment_id: str, attempt: Attempt) -> Run:
         identity = attempt.identity.dag_run
-        tags = {KEY: identity.key, "airflow.dag_id": identity.dag_id, "airflow.run_id": identity.run_id, STATE: "running"}
+        tags = {
+            KEY: identity.key,
+            "airflow.dag_id": identity.dag_id,
+            "airflow.run_id": identity.run_id,
+            STATE: "running",
+        }
         run = self._create(experiment_id, identity.run_id, tags | attempt.dag_run_tags)
         if attempt.dag_run_params:
             self.api.post("runs/log-batch", {"run_id": run_id_of(run), "params": as_pairs(attempt.dag_run_params)})

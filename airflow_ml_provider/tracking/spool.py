@@ -6,11 +6,10 @@ One folder per try: ``record.json`` and the files of its outputs. A folder on di
 
 from __future__ import annotations
 
-import re
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from pydantic import ValidationError
@@ -76,7 +75,9 @@ def read(place: str) -> StepRecord:
     try:
         return StepRecord.model_validate_json(file.read_text())
     except FileNotFoundError as error:
-        raise ConfigError(f"there is no record at {place!r} ({RECORD} is missing). Give the folder that the task's log names.") from error
+        raise ConfigError(
+            f"there is no record at {place!r} ({RECORD} is missing). Give the folder that the task's log names."
+        ) from error
     except ValidationError as error:
         raise ConfigError(f"{file} is not a record that this release reads: {error.errors()[0]['msg']}.") from error
 
@@ -130,5 +131,4 @@ def _fetch(folder: ObjectStoragePath, path: str, scratch: Path) -> Path:
 
 def _folder_name(record: StepRecord) -> str:
     identity = record.attempt.identity
-    words = f"{identity.dag_id}/{identity.run_id}/{identity.label}-try-{record.attempt.try_number}"
-    return cast("str", re.sub(r"[^A-Za-z0-9_./=-]+", "_", words)) + f"-{identity.key[:8]}"
+    return f"{identity.path}-try-{record.attempt.try_number}-{identity.key[:8]}"

@@ -1,0 +1,321 @@
+"""
+The gate as a task: reads what was measured, asks :mod:`airflow_ml_provider.core.gate`, lets what follows run or not.
+
+It decides nothing itself, and it promotes nothing: that is
+:class:`~airflow_ml_provider.operators.promotion.PromoteModelOperator`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+
+from airflow.providers.standard.operators.branch import BranchMixIn
+from airflow.sdk import BaseOperator
+from pydantic import ValidationError
+
+from airflow_ml_provider.core.gate import Contender, judge
+from airflow_ml_provider.core.scoring import Rows, check_metric
+from airflow_ml_provider.core.signature import StepParameter, StepSignature
+from airflow_ml_provider.core.wiring import did_you_mean
+from airflow_ml_provider.exceptions import ArtifactError, ConfigError, GateClosedError, RemoteNotFoundError
+from airflow_ml_provider.links.mlflow import MlflowRunLink
+from airflow_ml_provider.models.artifact import Dataset, Metrics, Model
+from airflow_ml_provider.models.gate import DECISIONS, PairedComparison, Rule, Verdict
+from airflow_ml_provider.operators.references import check_value
+from airflow_ml_provider.operators.step import StepOperatorMixin
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from airflow_ml_provider.operators.session import StepSession
+    from airflow_ml_provider.tracking.registry import ModelRegistry
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+REASONS_LENGTH = 5000  # MLflow keeps 8,000 characters of a tag
+UNREADABLE = "champion_unreadable"
+"""Key of the scores' metadata under which a step may say why it could not load the champion."""
+
+
+class ModelGateOperator(StepOperatorMixin, BaseOperator, BranchMixIn):
+    r"""
+    Decides whether a new model may replace the champion: ``promote``, ``keep`` or ``reject``, with reasons.
+
+    The verdict is the task's XCom (plain JSON of :class:`~airflow_ml_provider.models.gate.Verdict`), also when what
+    follows is skipped or the task fails, and it is on record in the task's MLflow run. Every case has a verdict: no
+    champion yet, one that cannot be read, rows that do not pair, NaN, an older challenger
+    (:func:`~airflow_ml_provider.core.gate.judge` says which).
+
+    When the champion's model cannot be loaded, the step that scores leaves out its column and may say why in
+    ``scores.metadata["champion_unreadable"]``; without that, the gate fetches the model to find out itself.
+
+    To ask a person first, place Airflow's own approval between the gate and the promotion; it shows the verdict::
+
+        gate = ModelGateOperator(task_id="gate", ...)
+        ask = ApprovalOperator(
+            task_id="ask",
+            subject="Promote {{ ti.xcom_pull(task_ids='gate')['challenger'] }}?",
+            body="{{ ti.xcom_pull(task_ids='gate')['reasons'] | join('\n\n') }}",
+        )
+        gate >> ask >> PromoteModelOperator(task_id="promote", ...)
+
+    :param challenger: Reference to the new model, ``fit["model"]``, or its URI.
+    :param champion: The model that serves today, ``models:/<name>@<alias>``; while that alias does not exist there is
+        no champion. A reference to a model as well.
+    :param metrics: Reference to an ``Output[Metrics]`` with the challenger's final values, for the rules. A rule about
+        a metric that is not there is answered from ``scores`` if it can be.
+    :param scores: Reference to an ``Output[Dataset]``, Parquet or CSV, with the columns ``label``, ``challenger`` and
+        ``champion``: what both say of the same rows. Without the last one while there is no champion.
+    :param rules: What the challenger must reach by itself, ``"auc >= 0.7"``; templates allowed.
+    :param compare: Metric by which the two are compared, or a
+        :class:`~airflow_ml_provider.models.gate.PairedComparison`; None decides by the rules alone.
+    :param otherwise: What happens unless the verdict is ``promote``. ``skip`` skips the tasks that follow directly, and
+        leaves those behind them to their trigger rules; ``fail`` fails the task without a retry; ``branch`` follows
+        ``branches``, for every verdict.
+    :param branches: For ``branch``: per verdict the id or ids of the tasks or task groups that follow directly and run;
+        for a verdict that is not in it, none does.
+    :param unreadable_champion: Verdict for a fit challenger when the champion is there but cannot be read: ``keep``
+        waits for a person, ``promote`` treats it as absent.
+    :param mlflow_conn_id: Connection of the MLflow server.
+    :param experiment: Name of the MLflow experiment, as for ``@task.ml``.
+    """
+
+    template_fields: Sequence[str] = ("challenger", "champion", "metrics", "scores", "rules", "experiment")
+    operator_extra_links = (MlflowRunLink(),)
+    shallow_copy_attrs: Sequence[str] = ("session",)
+    inherits_from_skipmixin: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        *,
+        challenger: Any,
+        champion: Any,
+        metrics: Any = None,
+        scores: Any = None,
+        rules: Sequence[str | Rule] = (),
+        compare: str | PairedComparison | None = None,
+        otherwise: Literal["skip", "fail", "branch"] = "skip",
+        branches: Mapping[str, str | Sequence[str]] | None = None,
+        unreadable_champion: Literal["keep", "promote"] = "keep",
+        mlflow_conn_id: str = "mlflow_default",
+        experiment: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.challenger = challenger
+        self.champion = champion
+        self.metrics = metrics
+        self.scores = scores
+        self.rules = rules
+        self.compare = _comparison(compare)
+        self.otherwise = otherwise
+        self.branches = branches
+        self.unreadable_champion = unreadable_champion
+        self.mlflow_conn_id = mlflow_conn_id
+        self.experiment = experiment
+        self._check()
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """
+        Judge, record the verdict, and skip, fail or branch.
+
+        :param context: Airflow's context.
+        :return: The verdict as plain JSON.
+        :raises AirflowFailException: the challenger is not promoted and ``otherwise`` is ``fail``.
+        :raises ConfigError: an argument does not fit; a retry never helps.
+        :raises ArtifactError: the scores or metrics are not what was recorded.
+        :raises RemoteUnavailableError: MLflow did not answer within the patience; a retry is safe.
+        """
+        from airflow_ml_provider.operators.session import open_step
+
+        with open_step(self, context, self._params()) as session:
+            self.session = session
+            verdict = self._judge(session, context)
+            _record(session, verdict)
+            if self.otherwise == "fail" and verdict.decision != "promote":
+                self._fail(context, verdict)
+        answer = verdict.to_json()
+        if self.otherwise == "branch" or verdict.decision != "promote":
+            self._push(context, answer)  # what skips ends the task by raising, and then nothing is pushed for it
+            self._leave_out(context, verdict)
+        return answer
+
+    def _judge(self, session: StepSession, context: Context) -> Verdict:
+        model = _given(session.read("challenger", self.challenger, Model))
+        trained_at = _ask(session, lambda registry: registry.trained_at(model.uri)) or context.get("logical_date")
+        scores = session.read("scores", self.scores, Dataset) if self.scores is not None else None
+        rows = read_rows(Path(scores.path)) if scores else None
+        metrics = session.read("metrics", self.metrics, Metrics) if self.metrics is not None else None
+        return judge(
+            Contender(_identity(model.uri), trained_at),
+            self._find_champion(session, scores, rows),
+            rules=[_rule(each) for each in self.rules],
+            compare=self.compare,
+            metrics=_numbers(metrics.metadata) if metrics else None,
+            rows=rows,
+            unreadable_champion=self.unreadable_champion,
+        )
+
+    def _find_champion(self, session: StepSession, scores: Dataset | None, rows: Rows | None) -> Contender | None:
+        """Look who serves today, and, where that one was not scored, whether it can be read at all."""
+        text = self.champion if isinstance(self.champion, str) else ""
+        version = _ask(session, lambda registry: registry.find_uri(text))
+        if version is None and "@" in text:
+            return None
+        said = str(scores.metadata.get(UNREADABLE, "")) if scores else ""
+        uri = version.source if version else text
+        try:
+            model = _given(session.read("champion", self.champion, Model))
+            uri = model.uri
+            if rows is not None and rows.champion is None and not said:
+                log.info("The champion was not scored. Its model at %s is fetched to see whether it can be read.", uri)
+                _ = model.path
+        except (ArtifactError, ConfigError, RemoteNotFoundError) as error:
+            if version is None:
+                raise
+            said = said or str(error)
+        trained_at = _ask(session, lambda registry: registry.trained_at(version or uri))
+        return Contender(_identity(uri), trained_at, unreadable=said)
+
+    def _leave_out(self, context: Context, verdict: Verdict) -> None:
+        """Skip what does not follow; Airflow ends the task by raising."""
+        ti: Any = context["ti"]
+        if self.otherwise == "branch":
+            self.do_branch(context, (self.branches or {}).get(verdict.decision))
+        else:
+            self.skip(ti, [each for each in self.get_direct_relatives(upstream=False) if not each.is_teardown])
+
+    def _fail(self, context: Context, verdict: Verdict) -> None:
+        from airflow.sdk.exceptions import AirflowFailException
+
+        self._push(context, verdict.to_json())
+        closed = GateClosedError(f"the gate's verdict is {verdict.decision}: {' '.join(verdict.reasons)}")
+        raise AirflowFailException(str(closed)) from closed
+
+    def _push(self, context: Context, answer: dict[str, Any]) -> None:
+        if self.do_xcom_push:
+            context["ti"].xcom_push(key="return_value", value=answer)
+
+    def _params(self) -> dict[str, Any]:
+        """Say what was asked, for the record."""
+        asked: dict[str, Any] = {"rules": [str(each) for each in self.rules], "otherwise": self.otherwise}
+        if self.compare is not None:
+            asked["compare"] = self.compare.model_dump(exclude={"metric"}) | {"metric": self.compare.name}
+        return asked | {"unreadable_champion": self.unreadable_champion}
+
+    def _check(self) -> None:
+        """Refuse at parse time what could never work."""
+        for name, kind in (("challenger", Model), ("champion", Model), ("metrics", Metrics), ("scores", Dataset)):
+            value = getattr(self, name)
+            if value is not None or kind is Model:
+                parameter = StepParameter(name, "input", kind, many=False, optional=False, default=None, annotation=kind)
+                check_value(StepSignature(self.task_id, {name: parameter}), parameter, value)
+        for each in self.rules:
+            if isinstance(each, Rule) or ("{{" not in each and "{%" not in each):
+                _rule(each)
+        self._check_choices()
+
+    def _check_choices(self) -> None:
+        where = f"gate {self.task_id!r}"
+        if not self.rules and self.compare is None:
+            raise ConfigError(f'{where} has nothing to judge by. Give it rules=["auc >= 0.7"], or compare="auc", or both.')
+        if self.compare is not None and self.scores is None:
+            raise ConfigError(f"{where} compares the two by {self.compare.name}, and needs scores= of both to do it.")
+        if self.otherwise not in ("skip", "fail", "branch"):
+            raise ConfigError(f"{where}: otherwise={self.otherwise!r} is none of skip, fail and branch.")
+        if (self.otherwise == "branch") != bool(self.branches):
+            raise ConfigError(f'{where}: otherwise="branch" and branches={{"promote": "task_id", ...}} go together.')
+        for name in self.branches or {}:
+            if name not in DECISIONS:
+                raise ConfigError(f"{where}: branches has {name!r}, which is no verdict.{did_you_mean(name, DECISIONS)}")
+
+
+def read_rows(path: Path) -> Rows:
+    """
+    Read the table of scores.
+
+    :param path: Parquet, or CSV with a header.
+    :return: Its columns ``label``, ``challenger`` and ``champion``, None for one that it does not have.
+    :raises ConfigError: pandas is not installed, or the file is neither; a retry never helps.
+    :raises ArtifactError: the file is not what its name says.
+    """
+    try:
+        import pandas as pd
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "to read scores the gate needs pandas, which is not installed where the gate runs: "
+            "pip install 'airflow-ml-provider[gate]'."
+        ) from error
+    if path.suffix not in (".parquet", ".csv"):
+        raise ConfigError(
+            f'the scores are in {path.name!r}, which is neither .parquet nor .csv. Name the file: scores.path += ".parquet".'
+        )
+    try:
+        frame = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+    except (ValueError, OSError) as error:
+        raise ArtifactError(f"the scores in {path.name!r} cannot be read: {error}. Run the step that made them again.") from error
+    label, challenger, champion = (
+        frame[name].to_numpy() if name in frame.columns else None for name in ("label", "challenger", "champion")
+    )
+    return Rows(label, challenger, champion)
+
+
+def _record(session: StepSession, verdict: Verdict) -> None:
+    """Put the verdict on record in the task's MLflow run, and into its log."""
+    log.info("Verdict: %s", verdict.decision)
+    for reason in verdict.reasons:
+        log.info("  %s", reason)
+    numbers = dict(verdict.metrics)
+    if verdict.gain is not None:
+        numbers |= {"gain": verdict.gain.estimate, "gain_low": verdict.gain.low, "gain_high": verdict.gain.high}
+    session.log_metrics(numbers)
+    reasons = "\n".join(verdict.reasons)[:REASONS_LENGTH]
+    session.set_tags({"airflow.gate.decision": verdict.decision, "airflow.gate.reasons": reasons})
+    session.log_json("verdict", verdict.to_json())
+
+
+def _comparison(compare: str | PairedComparison | None) -> PairedComparison | None:
+    try:
+        found = PairedComparison(metric=compare) if isinstance(compare, str) else compare
+    except ValidationError as error:
+        raise ConfigError(f"compare={compare!r}: {error.errors()[0]['msg']}") from error
+    if found is not None:
+        check_metric(found)
+    return found
+
+
+def _rule(rule: str | Rule) -> Rule:
+    return rule if isinstance(rule, Rule) else Rule.parse(rule)
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    numbers = {name: each for name, each in values.items() if isinstance(each, int | float)}
+    return {name: float(each) for name, each in numbers.items() if not isinstance(each, bool)}
+
+
+def _ask(session: StepSession, question: Callable[[ModelRegistry], T]) -> T:
+    """Ask the registry, within the patience."""
+    from airflow_ml_provider.tracking.patience import patiently
+    from airflow_ml_provider.tracking.registry import ModelRegistry
+
+    registry = ModelRegistry(session.api)
+    return patiently("read the registry", lambda: question(registry), session.settings.patience_s)
+
+
+def _given(model: Model | None) -> Model:
+    """Tell the type checker what holds: without ``optional``, a session never reads None."""
+    if model is None:
+        raise AssertionError("a session reads None only where optional=True was said")
+    return model
+
+
+def _identity(uri: str) -> str:
+    """Name a model whatever its file is called."""
+    from airflow_ml_provider.tracking.registry import model_id_of
+
+    model_id = model_id_of(uri)
+    return f"models:/{model_id}" if model_id else uri

@@ -1,0 +1,78 @@
+"""
+What all tests share: a real MLflow server and a real Airflow database, started once per run of pytest, whatever the number of workers.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Airflow reads its environment when it is first imported, which is before any fixture: so it is set here.
+HOME = Path(os.environ.get("AIRFLOW_ML_TEST_HOME") or tempfile.mkdtemp(prefix="airflow-ml-tests-"))
+os.environ.setdefault("AIRFLOW_ML_TEST_HOME", str(HOME))
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "main")
+AIRFLOW_HOME = HOME / "airflow" / WORKER
+AIRFLOW_HOME.mkdir(parents=True, exist_ok=True)
+os.environ.update(
+    {
+        "AIRFLOW_HOME": str(AIRFLOW_HOME),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__UNIT_TEST_MODE": "False",
+        "AIRFLOW__CORE__DAGS_FOLDER": str(AIRFLOW_HOME / "dags"),
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{AIRFLOW_HOME}/airflow.db",
+        "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+        "AIRFLOW__LOGGING__LOGGING_LEVEL": "WARNING",
+        "AIRFLOW__ML__PATIENCE_S": "1",
+        "AIRFLOW__ML__HTTP_RETRIES": "1",
+        "AIRFLOW__ML__HTTP_TIMEOUT_S": "20",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+    }
+)
+
+from airflow_ml_provider.config import Settings  # noqa: E402
+from airflow_ml_provider.hooks.mlflow import MlflowApi, MlflowServer  # noqa: E402
+from tests import servers  # noqa: E402
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Stop the shared server with the last process that knows of it: the one without workers above it."""
+    if not hasattr(config, "workerinput"):
+        servers.stop_shared(HOME)
+
+
+@pytest.fixture(scope="session")
+def mlflow_url() -> str:
+    """Address of a real MLflow server (SQLite, proxied artifacts), shared by all workers."""
+    return servers.shared_mlflow(HOME)
+
+
+@pytest.fixture
+def mlflow_api(mlflow_url: str) -> Iterator[MlflowApi]:
+    """A client of the shared server, with little patience."""
+    api = MlflowApi(MlflowServer("mlflow_default", mlflow_url), Settings(patience_s=1, http_retries=1, http_timeout_s=20))
+    yield api
+    api.close()
+
+
+@pytest.fixture(scope="session")
+def airflow_db() -> None:
+    """A migrated Airflow database of this worker's own: what ``dag.test()`` needs."""
+    servers.airflow_database(HOME, AIRFLOW_HOME)
+
+
+@pytest.fixture
+def mlflow_connection(mlflow_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The connection ``mlflow_default``, pointing at the shared server."""
+    monkeypatch.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", f'{{"conn_type": "mlflow", "host": "{mlflow_url}"}}')
+    return mlflow_url
+
+
+@pytest.fixture
+def unique(request: pytest.FixtureRequest) -> str:
+    """A name that no other test uses, for DAGs, experiments and models on the shared server."""
+    return f"{request.node.originalname or request.node.name}-{os.urandom(4).hex()}"[-200:]
