@@ -32,7 +32,8 @@ class Settings(BaseModel):
         default=3,
         ge=0,
         le=20,
-        description="Repetitions of one request after a 429, a 5xx or a lost connection; also given to the user's own mlflow calls in a step.",
+        description="Repetitions of one request after a 429, a 5xx or a lost connection; "
+        "also given to the user's own mlflow calls in a step.",
     )
     spool: str = Field(
         default="{AIRFLOW_HOME}/ml-spool",

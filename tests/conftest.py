@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,3 +77,11 @@ def mlflow_connection(mlflow_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
 def unique(request: pytest.FixtureRequest) -> str:
     """A name that no other test uses, for DAGs, experiments and models on the shared server."""
     return f"{request.node.originalname or request.node.name}-{os.urandom(4).hex()}"[-200:]
+
+
+@pytest.fixture
+def run_dag(airflow_db: None, mlflow_connection: str) -> Callable[..., Any]:
+    """Run a DAG that a test has defined with ``dag.test()``: real operators, XCom, rendering, retries; no scheduler."""
+    from tests.airflow_runs import run
+
+    return run

@@ -167,9 +167,9 @@ def _apply(rules: Sequence[Rule], values: Mapping[str, float]) -> tuple[list[str
             known = ", ".join(sorted(values)) or "none"
             broken.append(f"The rule {rule} is broken: there is no metric {rule.metric!r}; there are: {known}.")
         elif rule.holds(value):
-            kept.append(f"The rule {rule} holds: {rule.metric} is {value:.6g}.")
+            kept.append(f"The rule {rule} holds: {rule.metric} is {value:.9g}.")
         else:
-            broken.append(f"The rule {rule} is broken: {rule.metric} is {value:.6g}.")
+            broken.append(f"The rule {rule} is broken: {rule.metric} is {value:.9g}.")
     return broken, kept
 
 

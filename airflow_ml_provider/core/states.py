@@ -38,8 +38,10 @@ def task_status(state: str | None, dag_run_state: str | None) -> RunStatus:
 
     :param state: Airflow's state of the task instance, None when it has none.
     :param dag_run_state: State of its DAG run; in a DAG run that has ended nothing runs any more.
-    :return: The status that the nested MLflow run should have.
+    :return: The status that the nested MLflow run should have, if it is open.
     """
+    if state == "skipped":
+        return "KILLED"  # a step that skips itself closes its run; what is open yet was stopped: a timeout, a mark by hand
     status = TASK_STATUS.get(state, "RUNNING")
     over = DAG_RUN_STATUS.get(dag_run_state, "RUNNING") != "RUNNING"
     return "KILLED" if status == "RUNNING" and over else status

@@ -27,10 +27,15 @@ class Step(Protocol[P]):
     """
     A typed step, for type checkers.
 
-    Called, it returns what the step makes; indexed with an output's name, the reference to that output.
+    Called, it returns what the step makes; indexed with an output's name, the reference to that output. What the call may
+    be given is known to ``airflow_ml_provider.mypy_plugin`` alone, which reads it from the function's own parameters.
     """
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+    @property
+    def function(self) -> Callable[P, Any]:
+        """The function itself, to call it in a test."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> StepReference:
         """Add the step to the DAG."""
 
     def override(self, **kwargs: Any) -> Step[P]:
@@ -39,10 +44,10 @@ class Step(Protocol[P]):
     def partial(self, **kwargs: Any) -> Step[P]:
         """Fix some arguments before ``expand``."""
 
-    def expand(self, **kwargs: Any) -> Any:
+    def expand(self, **kwargs: Any) -> StepReference:
         """Map over lists."""
 
-    def expand_kwargs(self, kwargs: Any, *, strict: bool = True) -> Any:
+    def expand_kwargs(self, kwargs: Any, *, strict: bool = True) -> StepReference:
         """Map over a list of argument dictionaries."""
 
 

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 from urllib.parse import quote, urlsplit
 
 import httpx
@@ -76,6 +76,12 @@ class MlflowApi:
             headers=headers,
             timeout=httpx.Timeout(self.settings.http_timeout_s),
         )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Close the connections to the server."""
@@ -341,10 +347,10 @@ class MlflowHook(BaseHook):
         :return: Whether it works, and a sentence: the server's version, or what to mend.
         """
         try:
-            api = self.api(Settings(http_timeout_s=10, http_retries=0))
-            # The version answers without a login and under any Host header; only a real call tells.
-            api.post("experiments/search", {"max_results": 1})
-            return True, f"MLflow {api.version()} at {api.server.url} answers."
+            with self.api(Settings(http_timeout_s=10, http_retries=0)) as api:
+                # The version answers without a login and under any Host header; only a real call tells.
+                api.post("experiments/search", {"max_results": 1})
+                return True, f"MLflow {api.version()} at {api.server.url} answers."
         except (ConfigError, RemoteUnavailableError, RemoteNotFoundError) as error:
             return False, str(error)
 
@@ -364,9 +370,7 @@ def server_url(conn_id: str, host: str | None, port: int | None, schema: str | N
         raise ConfigError(f"connection {conn_id!r} has no host. Set it to the URL of the MLflow server, http://mlflow:5000.")
     parts = urlsplit(host if "://" in host else f"{schema or 'http'}://{host}")
     if parts.username or parts.password:
-        raise ConfigError(
-            f"connection {conn_id!r}: the host holds credentials. Move them to the login and password fields, where they are hidden."
-        )
+        raise ConfigError(f"connection {conn_id!r}: the host holds credentials. Move them to the login and password fields.")
     if parts.scheme not in {"http", "https"}:
         raise ConfigError(
             f"connection {conn_id!r}: scheme {parts.scheme!r} is not http or https. Give the URL of an MLflow server."

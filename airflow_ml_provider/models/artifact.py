@@ -261,6 +261,12 @@ class Artifact:
             self._metadata = self._fetch_metadata() if self._fetch_metadata else {}
         return self._metadata
 
+    @metadata.setter
+    def metadata(self, value: dict[str, Any]) -> None:
+        if self._fetch is not None:
+            raise ConfigError(f"input {self.name!r} is read-only: its metadata cannot be set.")
+        self._metadata = value
+
     def __fspath__(self) -> str:
         return self.path
 

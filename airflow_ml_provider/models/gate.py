@@ -69,10 +69,11 @@ class Rule(BaseModel):
         :param value: What the challenger has reached.
         :return: Whether the rule is kept; never for NaN.
         """
-        return not math.isnan(value) and _HOLDS[self.sign](value, self.limit)
+        return _HOLDS[self.sign](value, self.limit)
 
     def __str__(self) -> str:
-        return f"{self.metric} {self.sign} {self.limit:g}"
+        limit = repr(self.limit).removesuffix(".0")
+        return f"{self.metric} {self.sign} {limit}"
 
 
 class PairedComparison(BaseModel):

@@ -98,7 +98,6 @@ class OpenRun(BaseModel):
     :param parent_run_id: Id of the DAG run's MLflow run.
     :param experiment_id: Experiment of both.
     :param artifact_uri: Root of the nested run's artifacts.
-    :param params: Parameters that earlier tries have logged; MLflow never changes them.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -107,7 +106,6 @@ class OpenRun(BaseModel):
     parent_run_id: str
     experiment_id: str
     artifact_uri: str
-    params: dict[str, str] = Field(default_factory=dict)
 
 
 class OutputFile(BaseModel):

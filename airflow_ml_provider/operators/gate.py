@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
@@ -134,7 +135,7 @@ class ModelGateOperator(StepOperatorMixin, BaseOperator, BranchMixIn):
 
         with open_step(self, context, self._params()) as session:
             self.session = session
-            verdict = self._judge(session, context)
+            verdict = self._judge(session)
             _record(session, verdict)
             if self.otherwise == "fail" and verdict.decision != "promote":
                 self._fail(context, verdict)
@@ -144,9 +145,9 @@ class ModelGateOperator(StepOperatorMixin, BaseOperator, BranchMixIn):
             self._leave_out(context, verdict)
         return answer
 
-    def _judge(self, session: StepSession, context: Context) -> Verdict:
+    def _judge(self, session: StepSession) -> Verdict:
         model = _given(session.read("challenger", self.challenger, Model))
-        trained_at = _ask(session, lambda registry: registry.trained_at(model.uri)) or context.get("logical_date")
+        trained_at = _ask(session, lambda registry: registry.trained_at(model.uri)) or _night_of(session)
         scores = session.read("scores", self.scores, Dataset) if self.scores is not None else None
         rows = read_rows(Path(scores.path)) if scores else None
         metrics = session.read("metrics", self.metrics, Metrics) if self.metrics is not None else None
@@ -304,6 +305,13 @@ def _ask(session: StepSession, question: Callable[[ModelRegistry], T]) -> T:
 
     registry = ModelRegistry(session.api)
     return patiently("read the registry", lambda: question(registry), session.settings.patience_s)
+
+
+def _night_of(session: StepSession) -> datetime | None:
+    """Say which night the gate's own DAG run stands for; a model without a date of its own is of that night."""
+    from airflow_ml_provider.tracking.registry import LOGICAL_DATE, as_date
+
+    return as_date(session.record.attempt.tags.get(LOGICAL_DATE, ""))
 
 
 def _given(model: Model | None) -> Model:

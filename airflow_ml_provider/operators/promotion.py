@@ -92,10 +92,9 @@ class PromoteModelOperator(StepOperatorMixin, BaseOperator):
             self.session = session
             session.read("model", self.model, Model)
             registry, ref = ModelRegistry(session.api), session.record.inputs[-1]
-            logical_date = context.get("logical_date")
 
             def promote() -> tuple[RegisteredVersion, Promotion]:
-                return self._promote(registry, ref, session, logical_date)
+                return self._promote(registry, ref, session)
 
             version, promotion = patiently(f"promote {self.name}", promote, session.settings.patience_s)
             session.set_tags(
@@ -109,17 +108,15 @@ class PromoteModelOperator(StepOperatorMixin, BaseOperator):
             "uri": version.uri,
         }
 
-    def _promote(
-        self, registry: ModelRegistry, ref: ArtifactRef, session: StepSession, logical_date: datetime | None
-    ) -> tuple[RegisteredVersion, Promotion]:
+    def _promote(self, registry: ModelRegistry, ref: ArtifactRef, session: StepSession) -> tuple[RegisteredVersion, Promotion]:
         """Look, register, move; whatever is done already is left as it is."""
-        from airflow_ml_provider.tracking.registry import LOGICAL_DATE, model_id_of
+        from airflow_ml_provider.tracking.registry import LOGICAL_DATE, as_date, model_id_of
 
         model_id = model_id_of(ref.uri)
         source = f"models:/{model_id}" if model_id else ref.uri
-        trained_at = registry.trained_at(ref.uri) or logical_date
+        attempt = session.record.attempt
+        identity, trained_at = attempt.identity, registry.trained_at(ref.uri) or as_date(attempt.tags.get(LOGICAL_DATE, ""))
         self._refuse_older(registry, source, trained_at)
-        identity = session.record.attempt.identity
         tags = {
             "airflow.dag_id": identity.dag_id,
             "airflow.run_id": identity.run_id,

@@ -38,6 +38,7 @@ from airflow_ml_provider.operators.attempt import read_attempt, redacted_text
 from airflow_ml_provider.tracking import fluent, spool
 from airflow_ml_provider.tracking.artifacts import ArtifactStore
 from airflow_ml_provider.tracking.patience import patiently
+from airflow_ml_provider.tracking.reconcile import ParentWatch, settle_earlier
 from airflow_ml_provider.tracking.record import METRICS_PER_BATCH, Recorder, write_metrics
 from airflow_ml_provider.tracking.runs import STATE, RunTree, now_ms
 
@@ -351,7 +352,10 @@ def open_step(operator: StepOperator, context: Context, params: Mapping[str, Any
     api, attempt = hook.api(settings), read_attempt(context)
     experiment = (operator.experiment or settings.experiment).replace("{dag_id}", attempt.identity.dag_id)
     try:
-        run = patiently("open the MLflow run", lambda: RunTree(api).open(experiment, attempt), settings.patience_s)
+        tree = ParentWatch(api)
+        run = patiently("open the MLflow run", lambda: tree.open(experiment, attempt), settings.patience_s)
+        if tree.made_parent:
+            settle_earlier(api, run.experiment_id, attempt, context["ti"])
         operator.mlflow_run_url = f"{api.server.url}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
         with tempfile.TemporaryDirectory(prefix="airflow-ml-") as scratch:
             record = StepRecord(conn_id=operator.mlflow_conn_id, attempt=attempt, run=run)

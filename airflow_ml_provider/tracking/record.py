@@ -21,7 +21,7 @@ from airflow_ml_provider.models.artifact import ArtifactRef, MetricPoint, dump_m
 from airflow_ml_provider.models.run import OutputFile, StepRecord
 from airflow_ml_provider.tracking.artifacts import FILE, METADATA, SHA256, SIZE, ArtifactStore
 from airflow_ml_provider.tracking.places import Written
-from airflow_ml_provider.tracking.runs import RunTree, as_pairs
+from airflow_ml_provider.tracking.runs import Run, RunTree, as_pairs
 
 METRICS_PER_BATCH, PAIRS_PER_BATCH = 1000, 100
 """MLflow's limits of one log-batch request."""
@@ -57,10 +57,10 @@ class Recorder:
         for output in record.outputs:
             if output.stored is None:
                 output.stored = self._store(record, output)
-        self.tree.check_current(record.run.run_id, record.attempt)
-        params, moved = self._split_params(record)
-        self._log_batches(record, params)
-        self._log_lineage(record)
+        run = self.tree.check_current(record.run.run_id, record.attempt)
+        params, moved = _split_params(record, run)
+        self._log_params(record, params)
+        self._log_lineage(record, run)
         self._log_points(record)
         self.tree.close(record.run.run_id, record.status, end_time_ms=record.end_time_ms, tags=record.tags | moved)
 
@@ -75,14 +75,7 @@ class Recorder:
         self.tree.check_current(record.run.run_id, record.attempt)
         self._log_points(record)
 
-    def _split_params(self, record: StepRecord) -> tuple[dict[str, str], dict[str, str]]:
-        """Keep the parameters that are new; those that an earlier try has logged with another value become tags of the try."""
-        earlier = record.run.params
-        new = {key: value for key, value in record.params.items() if key not in earlier}
-        changed = {key: value for key, value in record.params.items() if earlier.get(key, value) != value}
-        return new, {f"try-{record.attempt.try_number}.param.{key}": value for key, value in changed.items()}
-
-    def _log_batches(self, record: StepRecord, params: dict[str, str]) -> None:
+    def _log_params(self, record: StepRecord, params: dict[str, str]) -> None:
         for some in _batches(params.items(), PAIRS_PER_BATCH):
             self.api.post("runs/log-batch", {"run_id": record.run.run_id, "params": as_pairs(dict(some))})
 
@@ -92,15 +85,17 @@ class Recorder:
             self.api.post("runs/log-batch", {"run_id": record.run.run_id, "metrics": [_point(each) for each in some]})
             del record.metrics[: len(some)]
 
-    def _log_lineage(self, record: StepRecord) -> None:
-        """Name the datasets and models that were read, and the models that were made."""
+    def _log_lineage(self, record: StepRecord, run: Run) -> None:
+        """Name the datasets and models that were read, and the models that were made; MLflow takes each model once."""
         datasets = [_dataset_input(each) for each in record.inputs if _model_id(each) is None]
-        models = [{"model_id": _model_id(each)} for each in record.inputs if _model_id(each)]
+        models = {_model_id(each) for each in record.inputs} - {None, *_model_ids(run, "inputs", "model_inputs")}
         if datasets or models:
-            self.api.post("runs/log-inputs", {"run_id": record.run.run_id, "datasets": datasets, "models": models})
-        made = [{"model_id": each.model_id, "step": 0} for each in record.outputs if each.model_id]
+            body = {"run_id": record.run.run_id, "datasets": datasets, "models": [{"model_id": each} for each in models]}
+            self.api.post("runs/log-inputs", body, repeatable=False)
+        made = {each.model_id for each in record.outputs} - {None, *_model_ids(run, "outputs", "model_outputs")}
         if made:
-            self.api.post("runs/outputs", {"run_id": record.run.run_id, "models": made})
+            body = {"run_id": record.run.run_id, "models": [{"model_id": each, "step": 0} for each in made]}
+            self.api.post("runs/outputs", body, repeatable=False)
 
     def _store(self, record: StepRecord, output: OutputFile) -> ArtifactRef:
         local = Path(output.path)
@@ -185,6 +180,19 @@ def _ref(record: StepRecord, output: OutputFile, uri: str, written: Written, met
         run_id=record.run.run_id,
         metadata=metadata,
     )
+
+
+def _split_params(record: StepRecord, run: Run) -> tuple[dict[str, str], dict[str, str]]:
+    """Keep the parameters that are new; those that an earlier try has logged with another value become tags of the try."""
+    earlier = {each["key"]: each["value"] for each in run["data"].get("params", [])}
+    new = {key: value for key, value in record.params.items() if key not in earlier}
+    changed = {key: value for key, value in record.params.items() if earlier.get(key, value) != value}
+    return new, {f"try-{record.attempt.try_number}.param.{key}": value for key, value in changed.items()}
+
+
+def _model_ids(run: Run, side: str, kind: str) -> set[str]:
+    """Read which models a run names already."""
+    return {str(each["model_id"]) for each in run.get(side, {}).get(kind, [])}
 
 
 def _model_tags(record: StepRecord) -> dict[str, str]:

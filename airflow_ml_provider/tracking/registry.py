@@ -145,7 +145,7 @@ class ModelRegistry:
             except RemoteNotFoundError:  # deleted; whether that matters is not asked here
                 return None
             tags = {each["key"]: each["value"] for each in info.get("tags", [])}
-        return _as_date(tags.get(LOGICAL_DATE, ""))
+        return as_date(tags.get(LOGICAL_DATE, ""))
 
     def register(
         self, name: str, source: str, *, run_id: str = "", model_id: str = "", tags: Mapping[str, str] | None = None
@@ -289,7 +289,13 @@ def model_id_of(uri: str) -> str:
     return found.group(1) if found else ""
 
 
-def _as_date(text: str) -> datetime | None:
+def as_date(text: str) -> datetime | None:
+    """
+    Read a logical date from a tag.
+
+    :param text: ISO form; without a time zone it is UTC.
+    :return: The date; None when it is none.
+    """
     try:
         found = datetime.fromisoformat(text)
     except ValueError:

@@ -42,7 +42,7 @@ class RunTree:
 
         :param experiment: Name of the MLflow experiment; made when it does not exist.
         :param attempt: The try.
-        :return: The nested run, with the parameters that earlier tries have logged.
+        :return: The nested run.
         :raises SupersededError: a later try is on record already; a retry is pointless.
         :raises RemoteUnavailableError: MLflow did not answer; a retry is safe.
         :raises ConfigError: the experiment is deleted, or the request was refused; a retry never helps.
@@ -62,7 +62,6 @@ class RunTree:
             parent_run_id=run_id_of(parent),
             experiment_id=experiment_id,
             artifact_uri=nested["info"]["artifact_uri"],
-            params={each["key"]: each["value"] for each in nested["data"].get("params", [])},
         )
 
     def experiment_id(self, name: str) -> str:
@@ -115,16 +114,19 @@ class RunTree:
                 return run
         return None
 
-    def check_current(self, run_id: str, attempt: Attempt) -> None:
+    def check_current(self, run_id: str, attempt: Attempt) -> Run:
         """
         Refuse to write for a try that was overtaken.
 
         :param run_id: Nested run.
         :param attempt: The try that wants to write.
+        :return: The run as it is now.
         :raises SupersededError: the run belongs to a later try by now.
         :raises RemoteNotFoundError: the run was deleted.
         """
-        _refuse_superseded(tags_of(self.get(run_id)), attempt)
+        run = self.get(run_id)
+        _refuse_superseded(tags_of(run), attempt)
+        return run
 
     def get(self, run_id: str) -> Run:
         """

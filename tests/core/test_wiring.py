@@ -11,7 +11,12 @@ from airflow_ml_provider.models.artifact import Artifact, ArtifactRef, Dataset, 
 
 
 def evaluate(
-    table: Input[Dataset], model: Input[Model], anything: Input[Artifact], models: Input[list[Model]], depth: int, scores: Output[Dataset]
+    table: Input[Dataset],
+    model: Input[Model],
+    anything: Input[Artifact],
+    models: Input[list[Model]],
+    depth: int,
+    scores: Output[Dataset],
 ) -> None: ...
 
 

@@ -1,0 +1,1 @@
+"""Questions about where a model comes from, answered from what MLflow has on record."""

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_ml_provider.config import Settings
+from airflow_ml_provider.exceptions import ConfigError, RemoteNotFoundError, RemoteUnavailableError
+from airflow_ml_provider.hooks.mlflow import MlflowApi, MlflowHook, MlflowServer, server_url
+from tests.servers import MlflowProcess, free_port
+
+SECRET = "s3cret-passw0rd"
+
+
+def connection(monkeypatch: pytest.MonkeyPatch, **fields: object) -> MlflowHook:
+    monkeypatch.setenv("AIRFLOW_CONN_SERVER", json.dumps({"conn_type": "mlflow", **fields}))
+    return MlflowHook("server")
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "schema", "url"),
+    [
+        ("http://mlflow:5000", None, None, "http://mlflow:5000"),
+        ("https://ml.example.com/base/", None, None, "https://ml.example.com/base"),
+        ("mlflow", 5000, None, "http://mlflow:5000"),
+        ("mlflow", None, "https", "https://mlflow"),
+        ("http://mlflow:1", 2, None, "http://mlflow:1"),
+    ],
+)
+def test_the_address_is_built_from_the_fields(host: str, port: int | None, schema: str | None, url: str) -> None:
+    assert server_url("c", host, port, schema) == url
+
+
+@pytest.mark.parametrize(
+    ("host", "words"), [(None, "has no host"), ("ftp://x", "not http or https"), (f"http://me:{SECRET}@x", "holds credentials")]
+)
+def test_an_unusable_address_is_refused_without_showing_a_password(host: str | None, words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        server_url("c", host, None, None)
+    assert SECRET not in str(caught.value)
+
+
+def test_a_missing_connection_says_how_to_add_it() -> None:
+    with pytest.raises(ConfigError, match="airflow connections add nowhere --conn-type mlflow"):
+        MlflowHook("nowhere").server()
+
+
+def test_the_test_button_names_the_version_of_a_server_that_answers(mlflow_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    works, message = connection(monkeypatch, host=mlflow_url).test_connection()
+    assert works, message
+    assert message.startswith("MLflow 3.")
+
+
+def test_the_test_button_tells_a_dead_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    works, message = connection(monkeypatch, host=f"http://127.0.0.1:{free_port()}").test_connection()
+    assert not works
+    assert "Check that the server runs" in message
+
+
+def test_a_password_never_shows_in_a_representation_or_an_error() -> None:
+    server = MlflowServer("c", f"http://127.0.0.1:{free_port()}", "me", SECRET)
+    with MlflowApi(server, Settings(http_retries=0)) as api, pytest.raises(RemoteUnavailableError) as caught:
+        api.get("experiments/get", experiment_id="0")
+    assert SECRET not in repr(server) + str(caught.value)
+
+
+def test_the_real_client_gets_address_credentials_and_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    basic = connection(monkeypatch, host="http://x:1", login="me", password="p").client_environment(Settings(http_retries=2))
+    assert basic["MLFLOW_TRACKING_USERNAME"] == "me"
+    assert basic["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "2"
+    bearer = connection(monkeypatch, host="http://x:1", password="token").client_environment(Settings())
+    assert bearer["MLFLOW_TRACKING_TOKEN"] == "token"
+    assert "MLFLOW_TRACKING_USERNAME" not in bearer
+
+
+def test_what_does_not_exist_is_told_from_what_cannot_be_read(mlflow_api: MlflowApi, unique: str) -> None:
+    with pytest.raises(RemoteNotFoundError):
+        mlflow_api.get("registered-models/alias", name=unique, alias="champion")
+    mlflow_api.post("registered-models/create", {"name": unique})
+    with pytest.raises(RemoteNotFoundError):
+        mlflow_api.get("registered-models/alias", name=unique, alias="champion")
+    with pytest.raises(ConfigError):
+        mlflow_api.post("runs/search", {"filter": "this is no filter"})
+
+
+def test_a_wrong_host_header_names_the_servers_option(mlflow_url: str) -> None:
+    port = mlflow_url.rpartition(":")[2]
+    with MlflowApi(MlflowServer("c", f"http://mlflow.example.com:{port}"), Settings(http_retries=0)) as api:
+        api._http.headers["Host"] = f"mlflow.example.com:{port}"
+        api._http.base_url = mlflow_url  # that name resolves nowhere; what counts is the header
+        with pytest.raises(ConfigError, match=f"--allowed-hosts mlflow.example.com:{port}"):
+            api.post("experiments/search", {"max_results": 1})
+
+
+def test_a_page_that_is_not_mlflow_is_told(scripted: Scripted) -> None:
+    scripted.answers = [(200, "<html>hello</html>")]
+    with pytest.raises(ConfigError, match="not an MLflow server"):
+        scripted.api().get("experiments/get", experiment_id="0")
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+def test_a_fault_that_passes_is_repeated(scripted: Scripted, status: int) -> None:
+    scripted.answers = [(status, "{}"), (status, "{}"), (200, '{"ok": 1}')]
+    assert scripted.api(retries=2).get("x") == {"ok": 1}
+    assert len(scripted.requests) == 3
+
+
+def test_repeating_is_bounded(scripted: Scripted) -> None:
+    scripted.answers = [(503, "{}")] * 9
+    with pytest.raises(RemoteUnavailableError, match="A retry is safe"):
+        scripted.api(retries=1).get("x")
+    assert len(scripted.requests) == 2
+
+
+def test_a_create_is_sent_once(scripted: Scripted) -> None:
+    scripted.answers = [(503, "{}")] * 9
+    with pytest.raises(RemoteUnavailableError):
+        scripted.api(retries=5).post("runs/create", {}, repeatable=False)
+    assert len(scripted.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "words"), [(401, "login and password"), (403, "lacks the permission"), (404, "no MLflow API")]
+)
+def test_a_refusal_is_not_repeated_and_names_the_remedy(scripted: Scripted, status: int, words: str) -> None:
+    scripted.answers = [(status, "You are not authenticated")] * 5
+    with pytest.raises(ConfigError, match=words):
+        scripted.api(retries=3).get("x")
+    assert len(scripted.requests) == 1
+
+
+def test_a_wrong_password_on_a_real_server_is_told(tmp_path: Path) -> None:
+    environment = {"MLFLOW_FLASK_SERVER_SECRET_KEY": "k" * 32, "MLFLOW_AUTH_ADMIN_PASSWORD": SECRET + "-admin"}
+    config = tmp_path / "auth.ini"
+    config.write_text(
+        f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{tmp_path}/auth.db\nadmin_username = admin\n"
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+    )
+    environment["MLFLOW_AUTH_CONFIG_PATH"] = str(config)
+    with MlflowProcess(tmp_path, options=("--app-name", "basic-auth"), environment=environment) as server:
+        with MlflowApi(MlflowServer("c", server.url, "admin", SECRET + "-admin"), Settings()) as right:
+            assert right.post("experiments/search", {"max_results": 1})["experiments"]
+        with MlflowApi(MlflowServer("c", server.url, "admin", "wrong"), Settings()) as wrong:
+            with pytest.raises(ConfigError, match="Check login and password"):
+                wrong.post("experiments/search", {"max_results": 1})
+
+
+class Scripted:
+    """A real HTTP server on loopback that gives the answers of a script, and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.answers: list[tuple[int, str]] = []
+        self.requests: list[str] = []
+        self.clients: list[MlflowApi] = []
+        script = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:  # noqa: N802
+                script.requests.append(self.path)
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                status, body = script.answers.pop(0)
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body.encode())
+
+            do_POST = do_PUT = do_GET  # noqa: N815
+
+            def log_message(self, *args: Any) -> None: ...
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def api(self, retries: int = 0) -> MlflowApi:
+        server = MlflowServer("c", f"http://127.0.0.1:{self.server.server_port}")
+        self.clients.append(MlflowApi(server, Settings(http_retries=retries)))
+        return self.clients[-1]
+
+    def close(self) -> None:
+        for client in self.clients:
+            client.close()
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def scripted() -> Iterator[Scripted]:
+    made = Scripted()
+    yield made
+    made.close()

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import pytest
+
+from airflow_ml_provider.config import Settings
+from airflow_ml_provider.exceptions import ConfigError, SupersededError
+from airflow_ml_provider.hooks.mlflow import MlflowApi
+from airflow_ml_provider.models.run import Attempt, StepIdentity
+from airflow_ml_provider.tracking.runs import KEY, PARENT, RunTree, as_pairs, now_ms, run_id_of, status_of, tags_of
+
+
+def attempt(dag_id: str, task_id: str = "train", number: int = 1, ti_id: str = "ti-1", map_index: int = -1) -> Attempt:
+    identity = StepIdentity(dag_id=dag_id, run_id="scheduled__1", task_id=task_id, map_index=map_index)
+    return Attempt(identity=identity, try_number=number, ti_id=ti_id, dag_run_params={"window": "56"})
+
+
+@pytest.fixture
+def tree(mlflow_api: MlflowApi) -> RunTree:
+    return RunTree(mlflow_api)
+
+
+def test_the_first_step_makes_parent_and_nested_run(tree: RunTree, unique: str) -> None:
+    run = tree.open(unique, attempt(unique))
+    nested, parent = tree.get(run.run_id), tree.get(run.parent_run_id)
+    assert tags_of(nested)[PARENT] == run.parent_run_id
+    assert nested["info"]["run_name"] == "train"
+    assert parent["data"]["params"] == [{"key": "window", "value": "56"}]
+    assert tags_of(parent)["airflow.run_id"] == "scheduled__1"
+
+
+def test_a_second_step_finds_the_same_parent(tree: RunTree, unique: str) -> None:
+    first = tree.open(unique, attempt(unique))
+    second = tree.open(unique, attempt(unique, "evaluate", ti_id="ti-2"))
+    assert first.parent_run_id == second.parent_run_id
+    assert first.run_id != second.run_id
+
+
+def test_mapped_instances_have_a_run_each(tree: RunTree, unique: str) -> None:
+    runs = [tree.open(unique, attempt(unique, map_index=index, ti_id=f"ti-{index}")) for index in range(2)]
+    assert len({each.run_id for each in runs}) == 2
+    assert [tree.get(each.run_id)["info"]["run_name"] for each in runs] == ["train[0]", "train[1]"]
+
+
+def test_a_retry_opens_the_same_nested_run_again(tree: RunTree, unique: str) -> None:
+    first = tree.open(unique, attempt(unique))
+    tree.close(first.run_id, "FAILED")
+    second = tree.open(unique, attempt(unique, number=2, ti_id="ti-2"))
+    assert second.run_id == first.run_id
+    assert status_of(tree.get(first.run_id)) == "RUNNING"
+    assert tags_of(tree.get(first.run_id))["airflow.try_number"] == "2"
+
+
+def test_an_overtaken_try_may_neither_open_nor_write(tree: RunTree, unique: str) -> None:
+    early = attempt(unique)
+    run = tree.open(unique, early)
+    tree.check_current(run.run_id, early)
+    tree.open(unique, attempt(unique, number=2, ti_id="ti-2"))
+    with pytest.raises(SupersededError, match="try 2 has taken over"):
+        tree.check_current(run.run_id, early)
+
+
+def test_a_deleted_and_made_again_dag_run_gets_a_nested_run_of_its_own(tree: RunTree, unique: str) -> None:
+    first = tree.open(unique, attempt(unique, ti_id="ti-old"))
+    tree.close(first.run_id, "FINISHED")
+    again = tree.open(unique, attempt(unique, ti_id="ti-new"))
+    assert again.run_id != first.run_id
+    assert status_of(tree.get(first.run_id)) == "FINISHED"
+
+
+def test_a_finished_parent_is_opened_again_by_a_cleared_step(tree: RunTree, unique: str) -> None:
+    first = tree.open(unique, attempt(unique))
+    tree.close(first.parent_run_id, "FINISHED")
+    tree.open(unique, attempt(unique, number=2, ti_id="ti-2"))
+    assert status_of(tree.get(first.parent_run_id)) == "RUNNING"
+
+
+def test_steps_that_race_for_the_parent_end_below_one(mlflow_url: str, mlflow_api: MlflowApi, unique: str, tree: RunTree) -> None:
+    tree.experiment_id(unique)
+    racers = 6
+    start = Barrier(racers)
+
+    def race(number: int) -> str:
+        with MlflowApi(mlflow_api.server, Settings(http_timeout_s=30)) as api:
+            start.wait()
+            return RunTree(api).open(unique, attempt(unique, f"task-{number}", ti_id=f"ti-{number}")).run_id
+
+    with ThreadPoolExecutor(racers) as pool:
+        nested = list(pool.map(race, range(racers)))
+    parents = tree.find_parents(tree.experiment_id(unique), attempt(unique).identity)
+    assert len(parents) == 1
+    assert {tags_of(tree.get(each))[PARENT] for each in nested} == {run_id_of(parents[0])}
+
+
+def test_of_two_parents_the_oldest_wins_and_takes_the_children(tree: RunTree, mlflow_api: MlflowApi, unique: str) -> None:
+    experiment = tree.experiment_id(unique)
+    key = attempt(unique).identity.dag_run.key
+    made = [
+        mlflow_api.post("runs/create", {"experiment_id": experiment, "start_time": now_ms() + age, "tags": as_pairs({KEY: key})})
+        for age in (1000, 0)
+    ]
+    newer, older = (str(each["run"]["info"]["run_id"]) for each in made)
+    child = mlflow_api.post("runs/create", {"experiment_id": experiment, "tags": as_pairs({PARENT: newer})})
+    run = tree.open(unique, attempt(unique))
+    assert run.parent_run_id == older
+    assert tags_of(tree.get(child["run"]["info"]["run_id"]))[PARENT] == older
+    assert tree.get(newer)["info"]["lifecycle_stage"] == "deleted"
+
+
+def test_a_deleted_experiment_is_refused_with_the_remedy(tree: RunTree, mlflow_api: MlflowApi, unique: str) -> None:
+    mlflow_api.post("experiments/delete", {"experiment_id": tree.experiment_id(unique)})
+    with pytest.raises(ConfigError, match="Restore it"):
+        tree.open(unique, attempt(unique))
