@@ -76,6 +76,7 @@ COMMANDS = (
         "Settle the MLflow runs of tasks that were killed, marked by hand or deleted, by what Airflow says of them now.",
         (
             Option(("--dry-run",), {"action": "store_true", "help": "say what would be done, and do nothing"}),
+            Option(("--experiment",), {"help": "MLflow experiment to look at, by name (default: all)"}),
             _conn_id(),
         ),
     ),

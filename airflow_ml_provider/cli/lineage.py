@@ -17,6 +17,8 @@ from airflow_ml_provider.models.lineage import DatasetRead, Lineage, LoggedModel
 SHA_LENGTH = 12
 VALUE_LENGTH = 60
 """Characters of a parameter that are shown; ``--json`` has it whole."""
+VALUES_SHOWN = 20
+ENDLESS = 1_000_000
 KILO = 1000
 UNKNOWN_MAKER = "nobody has recorded which run made it"
 
@@ -36,8 +38,9 @@ def run(args: Namespace) -> int:
         print(found.model_dump_json(indent=2))
     else:
         console = Console(highlight=False)
-        # A file or a pipe has no width: nothing is wrapped there, and rich leaves the colours out by itself.
-        console.print(LineageTree(found).render(), soft_wrap=not console.is_terminal)
+        if not console.is_terminal:  # a pipe or a file has no width; the colours rich leaves out by itself
+            console.width = ENDLESS
+        console.print(LineageTree(found).render())
     return 0
 
 
@@ -131,7 +134,7 @@ def _step(step: StepRun) -> Text:
     _add_line(label, "params", [f"{key}={value}" for key, value in step.params.items()])
     _add_line(label, "metrics", _numbers(step.metrics))
     if step.dag_id:
-        _add_line(label, "of", [f"{step.dag_id} {step.dag_run_id}", f"try {step.try_number}"])
+        _add_line(label, "of", [f"{step.dag_id} {step.dag_run_id}", f"try {step.try_number}"], limit=None)
     _add_line(label, "commit", [step.git_commit or ""])
     _add_line(label, "log", [step.log_url or step.url], limit=None)
     if not step.datasets and not step.models:
@@ -148,6 +151,7 @@ def _label(name: str, style: str, *facts: str) -> Text:
 def _add_line(label: Text, title: str, values: Iterable[str], limit: int | None = VALUE_LENGTH) -> Text:
     """Add a line of values to a label, unless there are none."""
     shown = [_plain(value, limit) for value in values if value]
+    shown[VALUES_SHOWN:] = [f"{len(shown) - VALUES_SHOWN} more (--json)"] if len(shown) > VALUES_SHOWN else []
     if shown:
         label.append(f"\n{title} ", style="dim").append(", ".join(shown))
     return label

@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     :return: A parser whose result has the ``command``.
     """
     parser = argparse.ArgumentParser(prog="airflow-ml", description=SUMMARY)
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    parser.add_argument("--version", action=_Version, nargs=0, default=argparse.SUPPRESS, help="print the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
         one = commands.add_parser(command.name, help=command.help, description=command.description)

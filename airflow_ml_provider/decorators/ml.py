@@ -1,14 +1,18 @@
 """
 ``@task.ml`` and ``ml_task``: a typed function becomes an Airflow task.
 
-The two are one. ``@task.ml`` is what Airflow's own ``task`` offers at run time; ``ml_task`` is the same with types.
+The two are one. ``@task.ml`` is what Airflow's own ``task`` offers at run time; ``ml_task`` is the same with types. The
+bodies of both check under any type checker. With ``airflow_ml_provider.mypy_plugin`` their calls do too, alike. Without it,
+the calls of an ``@ml_task`` are left alone, and those of a ``@task.ml`` are reported as if outputs were to be passed and
+references were not: Airflow's stub takes it for another ``@task``. So for pyright, or for mypy without the plugin, write
+``@ml_task``.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, Protocol, cast, overload
 
 import attr
@@ -17,6 +21,7 @@ from airflow.sdk.definitions.context import KNOWN_CONTEXT_KEYS
 
 from airflow_ml_provider.core.signature import StepSignature, read_signature
 from airflow_ml_provider.core.wiring import check_missing, check_names
+from airflow_ml_provider.exceptions import ConfigError
 from airflow_ml_provider.operators.references import StepReference, check_mapped_value, check_value
 from airflow_ml_provider.operators.step import MLStepOperator
 
@@ -107,6 +112,23 @@ class MLTask(_TaskDecorator):  # type: ignore[type-arg]  # private and generic i
             check_mapped_value(self.signature, self.signature.parameters[name], value)
         return cast("StepReference", super().expand(**map_kwargs))  # made by our _expand
 
+    def expand_kwargs(self, kwargs: Any, *, strict: bool = True) -> StepReference:
+        """
+        Map the step over argument dictionaries.
+
+        :param kwargs: A list of dictionaries, checked here, or a reference to one, checked when it runs.
+        :param strict: As in Airflow: refuse an argument that ``partial`` has given too.
+        :return: As :meth:`expand`.
+        :raises ConfigError: an argument is unknown, missing, or of another type; a retry never helps.
+        """
+        for given in kwargs if isinstance(kwargs, list | tuple) else ():
+            if isinstance(given, Mapping):
+                check_names(self.signature, given)
+                check_missing(self.signature, {*given, *self.kwargs.get("op_kwargs", {}), *KNOWN_CONTEXT_KEYS})
+                for name, value in given.items():
+                    check_value(self.signature, self.signature.parameters[name], value)
+        return cast("StepReference", super().expand_kwargs(kwargs, strict=strict))  # made by our _expand
+
     def _expand(self, expand_input: Any, *, strict: bool) -> StepReference:
         mapped: Any = super()._expand(expand_input, strict=strict)
         return StepReference(mapped.operator, signature=self.signature)
@@ -116,7 +138,10 @@ class MLTask(_TaskDecorator):  # type: ignore[type-arg]  # private and generic i
         if len(args) > len(takes):
             check_names(self.signature, [f"argument {len(takes) + 1}"])
         check_names(self.signature, kwargs)
-        return {**dict(zip(takes, args, strict=False)), **kwargs}
+        by_place = dict(zip(takes, args, strict=False))
+        for name in by_place.keys() & kwargs.keys():
+            raise ConfigError(f"step {self.signature.step!r}: {name!r} is given by its place and by its name. Give it once.")
+        return {**by_place, **kwargs}
 
 
 def _without_outputs(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -155,16 +180,19 @@ def ml_task(
     Turn a typed function into an Airflow task whose inputs, outputs, metrics and models are on record in MLflow.
 
     :param python_callable: Function whose parameters are ``Input[...]``, ``Output[...]`` and plain JSON values.
-    :param multiple_outputs: Not for steps: their outputs are declared. Only None.
+    :param multiple_outputs: Not for steps: their outputs are declared. Only None or False.
     :param kwargs: ``mlflow_conn_id``, ``experiment``, ``artifact_root``, and anything that an Airflow operator takes.
     :return: The step; call it inside a DAG.
     :raises ConfigError: the function's signature cannot be a step's; a retry never helps.
     """
 
+    if multiple_outputs:
+        raise ConfigError("multiple_outputs is not for steps. Declare Output[...] parameters, or return one JSON value.")
+
     def decorate(function: Callable[..., Any]) -> MLTask:
         return MLTask(
             function=_without_outputs(function),
-            multiple_outputs=bool(multiple_outputs),
+            multiple_outputs=False,
             operator_class=MLStepOperator,
             kwargs=kwargs,
         )

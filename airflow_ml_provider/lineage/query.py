@@ -178,8 +178,11 @@ def _step(server_url: str, run: dict[str, Any]) -> StepRun:
         ended=_time(info.get("end_time")),
         params=_sorted(_pairs(run["data"].get("params", []))),
         metrics=_metrics(run["data"].get("metrics", [])),
-        datasets=tuple(_dataset(each) for each in inputs.get("dataset_inputs", [])),
-        models=tuple(each["model_id"] for each in inputs.get("model_inputs", [])),
+        # MLflow keeps no order among them.
+        datasets=tuple(
+            sorted((_dataset(each) for each in inputs.get("dataset_inputs", [])), key=lambda each: (each.name, each.digest))
+        ),
+        models=tuple(sorted(each["model_id"] for each in inputs.get("model_inputs", []))),
     )
 
 

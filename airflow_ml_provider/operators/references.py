@@ -8,6 +8,7 @@ from typing import Any
 
 import attrs
 from airflow.sdk import XComArg
+from airflow.sdk.definitions._internal.mixins import ResolveMixin
 from airflow.sdk.definitions.xcom_arg import PlainXComArg
 
 from airflow_ml_provider.core.signature import StepParameter, StepSignature
@@ -16,7 +17,7 @@ from airflow_ml_provider.exceptions import ConfigError
 from airflow_ml_provider.models.artifact import StepOutputs
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(repr=False)
 class StepReference(PlainXComArg):
     """
     What ``step(...)`` returns: the step's XCom, and through ``["name"]`` one of its outputs.
@@ -40,20 +41,22 @@ class StepReference(PlainXComArg):
         :return: The reference.
         :raises ConfigError: the step has no such output; a retry never helps.
         """
-        if not self.signature.outputs:
-            return super().__getitem__(item)
         if self.output is not None:
             raise ConfigError(
-                f"{self} is one artifact; [{item!r}] of it means nothing. Read its .metadata in the step that takes it."
+                f"{self!r} is one artifact; [{item!r}] of it means nothing. Read its .metadata in the step that takes it."
             )
-        check_output(self.signature, item)
+        check_output(self.signature, str(item))
         return attrs.evolve(self, output=item)
 
     def __str__(self) -> str:
-        """Write the template that pulls it, for operators that take texts."""
+        """Write the template that renders an output's URI, for operators that take texts."""
+        pull = super().__str__()
         if self.output is None:
-            return super().__str__()
-        return super().__str__().replace(" }}", f"['outputs']['{self.output}'] }}}}")
+            return pull
+        made = f"{{% with made = {pull.removeprefix('{{').removesuffix('}}').strip()} %}}"
+        uri = f"made['outputs']['{self.output}'].get('uri')"
+        path = f"'runs:/' ~ made['run_id'] ~ '/' ~ made['outputs']['{self.output}']['path']"
+        return f"{made}{{{{ {uri} or {path} }}}}{{% endwith %}}"
 
     def __repr__(self) -> str:
         return self.source().text
@@ -94,18 +97,22 @@ def check_value(signature: StepSignature, parameter: StepParameter, value: objec
     :param value: Reference, URI, literal, template, or any other reference of Airflow's, which is checked when it runs.
     :raises ConfigError: it does not fit; a retry never helps.
     """
-    if isinstance(value, StepReference):
-        if parameter.role == "input" or value.output is not None:
-            check_source(signature.step, parameter, value.source())
+    if isinstance(value, StepReference) and value.signature.outputs:
+        _check_reference(signature, parameter, value)
         return
-    if isinstance(value, XComArg):
+    if isinstance(value, ResolveMixin):
         return
     if parameter.role == "plain":
         _refuse_hidden(signature, parameter, value)
         return
     if value is None and parameter.optional:
         return
-    if parameter.many and isinstance(value, list):
+    if value is None:
+        raise ConfigError(
+            f"step {signature.step!r}, parameter {parameter.name!r} wants {parameter.wanted}, but None was passed. "
+            f"Declare {parameter.name}: {parameter.wanted} | None."
+        )
+    if parameter.many and isinstance(value, list | tuple):
         for each in value:
             check_value(signature, replace(parameter, many=False), each)
         return
@@ -124,18 +131,38 @@ def check_mapped_value(signature: StepSignature, parameter: StepParameter, value
     :param value: What it is mapped over.
     :raises ConfigError: an element does not fit, or Airflow cannot map over it; a retry never helps.
     """
-    if isinstance(value, StepReference) and value.output is not None:
+    if isinstance(value, StepReference) and value.signature.outputs:
         source = value.source()
-        if not source.many:
+        if value.output is not None and not source.many:
             raise ConfigError(
                 f"step {signature.step!r}: .expand({parameter.name}={source.text}) cannot map over one {source.type}. Map over a "
                 f"list of references ([a[{value.output!r}], b[{value.output!r}]]), over that output of a mapped step, or over "
                 "the list that a plain @task returns."
             )
+        _refuse_whole(signature, parameter, value)
         check_source(signature.step, parameter, replace(source, many=False))
     elif isinstance(value, list | tuple):
         for each in value:
             check_value(signature, parameter, each)
+
+
+def _check_reference(signature: StepSignature, parameter: StepParameter, value: StepReference) -> None:
+    _refuse_whole(signature, parameter, value)
+    source = value.source()
+    if value.operator.get_closest_mapped_task_group() is not None:
+        # One for steps of the same mapped task group, many for all others: told apart when it runs.
+        source = replace(source, many=parameter.many)
+    check_source(signature.step, parameter, source)
+
+
+def _refuse_whole(signature: StepSignature, parameter: StepParameter, value: StepReference) -> None:
+    """Refuse all outputs of a step at once where a plain value is wanted; for an input, the check of its type says more."""
+    if value.output is None and parameter.role == "plain":
+        outputs = ", ".join(f"{name} ({kind})" for name, kind in value.source().siblings.items())
+        raise ConfigError(
+            f"step {signature.step!r}, parameter {parameter.name!r} is a plain value, but {value!r} makes artifacts: {outputs}. "
+            f"Declare {parameter.name}: Input[...], and pass one of them."
+        )
 
 
 def _refuse_hidden(signature: StepSignature, parameter: StepParameter, value: object) -> None:

@@ -85,6 +85,8 @@ def _activate(run_id: str) -> None:
 
     try:
         mlflow.start_run(run_id=run_id)
+        # Left set, mlflow.start_run(nested=True) would open this run again instead of one below it.
+        os.environ.pop("MLFLOW_RUN_ID", None)
     except Exception as error:  # noqa: BLE001  (whatever it is, it must not fail the user's import)
         log.warning("The step's MLflow run could not be made the active one: %s. It is tried again at the next call.", error)
 

@@ -261,6 +261,7 @@ def test_a_try_that_begins_between_question_and_write_stays_open(night: Night) -
     found = list(Reconciler(night.tree, ask).walk(night.dag_id))
     assert {each.action for each in found} == {"left"}
     assert night.status(run.run_id) == "RUNNING"
+    assert "airflow.reconciled" not in night.tags(run.run_id), "it was not closed, not even for a moment"
 
 
 def test_a_try_that_begins_while_the_status_is_written_is_opened_again(night: Night) -> None:
@@ -395,9 +396,7 @@ def test_an_mlflow_that_does_not_answer_does_not_fail_the_step(night: Night) -> 
 
 
 def test_the_tree_remembers_whether_it_made_the_parent(night: Night) -> None:
-    attempt = Attempt(
-        identity=StepIdentity(dag_id=night.dag_id, run_id="night", task_id="train"), try_number=1, ti_id="one"
-    )
+    attempt = Attempt(identity=StepIdentity(dag_id=night.dag_id, run_id="night", task_id="train"), try_number=1, ti_id="one")
     first, second = ParentWatch(night.api), ParentWatch(night.api)
     first.open(night.dag_id, attempt)
     second.open(night.dag_id, attempt)

@@ -1,0 +1,279 @@
+"""The gate in real DAG runs, against a real MLflow server: what it reads, what it says, and what then follows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pendulum
+import pytest
+from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.providers.standard.operators.python import PythonOperator
+from airflow.sdk import dag
+
+from airflow_ml_provider import Dataset, Metrics, Model, Output, ml_task
+from airflow_ml_provider.exceptions import ArtifactError, ConfigError
+from airflow_ml_provider.models.gate import PairedComparison, Verdict
+from airflow_ml_provider.operators.gate import ModelGateOperator, read_rows
+from airflow_ml_provider.operators.promotion import PromoteModelOperator
+from airflow_ml_provider.tracking.registry import ModelRegistry
+from airflow_ml_provider.tracking.runs import RunTree, tags_of
+
+START = pendulum.datetime(2024, 1, 1)
+APPROVAL_BODY = "{{ ti.xcom_pull(task_ids='gate')['reasons'] | join('\n\n') }}"
+
+
+@ml_task(retries=0)
+def fit(
+    apart: float, columns: list[str], said: str, model: Output[Model], scores: Output[Dataset], metrics: Output[Metrics]
+) -> None:
+    """Train nothing: scores that lie the further apart the better; those of the champion lie 0.2 apart."""
+    random = np.random.default_rng(1)
+    label = (random.random(1000) < 0.3).astype(int)
+    noise = random.normal(0, 0.15, 1000)
+    frame = pd.DataFrame({"label": label, "challenger": 0.3 + apart * label + noise, "champion": 0.3 + 0.2 * label + noise})
+    model.path += ".txt"
+    Path(model.path).write_text(f"{apart}")
+    scores.path += ".parquet"
+    scores.metadata["note"] = "from a test"
+    if said:
+        scores.metadata["champion_unreadable"] = said
+    frame[["label", *columns]].to_parquet(scores.path)
+    metrics.log_metric("auc", 0.5 + apart)
+    metrics.metadata["remark"] = "not a number"
+
+
+def told(text: str) -> str:
+    return text
+
+
+BOTH = ["challenger", "champion"]
+ALONE = ["challenger"]
+
+
+@pytest.fixture
+def night(run_dag, unique):
+    """One night: fit, gate, promote, report; the arguments of the gate may differ."""
+
+    def run(apart, columns=BOTH, *, said="", day=1, **gate):
+        @dag(dag_id=unique, schedule=None, start_date=START, params={"floor": 0.6})
+        def nightly():
+            fitted = fit(apart=apart, columns=columns, said=said)
+            arguments = {
+                "challenger": fitted["model"],
+                "champion": f"models:/{unique}@champion",
+                "metrics": fitted["metrics"],
+                "scores": fitted["scores"],
+                "rules": ["auc >= {{ params.floor }}"],
+                "compare": PairedComparison(metric="auc", resamples=100),
+            }
+            judged = ModelGateOperator(task_id="gate", retries=2, **(arguments | gate))
+            promote = PromoteModelOperator(task_id="promote", model=fitted["model"], name=unique)
+            tell = PythonOperator(task_id="tell", python_callable=told, op_args=[APPROVAL_BODY], trigger_rule="none_failed")
+            judged >> promote >> EmptyOperator(task_id="report", trigger_rule="none_failed")
+            judged >> EmptyOperator(task_id="beside") if "branches" in gate else promote >> tell
+
+        return run_dag(nightly(), logical_date=START.add(days=day))
+
+    return run
+
+
+@pytest.fixture
+def registry(mlflow_api):
+    return ModelRegistry(mlflow_api)
+
+
+def verdict_of(outcome):
+    return Verdict.from_json(outcome.xcom("gate"))
+
+
+def run_of(api, dag_id, outcome):
+    tree = RunTree(api)
+    found = tree.search([tree.experiment_id(dag_id)], "tags.`airflow.task_id` = 'gate'")
+    (run,) = [each for each in found if tags_of(each)["airflow.run_id"] == outcome.run_id]
+    return run
+
+
+def test_the_first_model_is_promoted_and_a_better_one_takes_its_place(night, registry, unique, mlflow_api):
+    first = night(0.2, ALONE, day=1)
+    assert verdict_of(first).reasons[0].startswith("There is no champion yet")
+    assert (first.state, first.task("promote"), first.task("report")) == ("success", "success", "success")
+
+    second = night(0.3, day=2)
+    verdict = verdict_of(second)
+    assert (verdict.decision, verdict.champion) == ("promote", verdict_of(first).challenger)
+    assert verdict.metrics["auc"] == 0.8
+    assert second.xcom("promote") == {
+        "name": unique,
+        "version": "2",
+        "alias": "champion",
+        "previous_version": "1",
+        "uri": f"models:/{unique}/2",
+    }
+    assert registry.find(unique, "champion").source == verdict.challenger
+    assert second.xcom("tell") == "\n\n".join(verdict.reasons)
+
+    run = run_of(mlflow_api, unique, second)
+    assert run["info"]["status"] == "FINISHED"
+    assert tags_of(run)["airflow.gate.decision"] == "promote"
+    assert tags_of(run)["airflow.gate.reasons"].startswith("auc is 0.9")
+    logged = {each["key"]: each["value"] for each in run["data"]["metrics"]}
+    assert logged.keys() == {"auc", "challenger_auc", "champion_auc", "gain", "gain_low", "gain_high"}
+    assert logged["gain_low"] == verdict.gain.low > 0
+    params = {each["key"]: each["value"] for each in run["data"]["params"]}
+    assert params["rules"] == '["auc >= 0.6"]'
+    assert '"metric": "auc"' in params["compare"]
+    assert [each["path"] for each in mlflow_api.list_files(_artifacts(run))] == ["verdict.json"]
+
+
+def _artifacts(run):
+    return run["info"]["artifact_uri"].removeprefix("mlflow-artifacts:/") + "/try-1"
+
+
+def test_a_tie_skips_the_promotion_keeps_the_verdict_and_lets_the_report_run(night, registry, unique, mlflow_api):
+    night(0.2, ALONE, day=1)
+    tie = night(0.2, day=2)
+    assert (tie.state, tie.task("gate"), tie.task("promote"), tie.task("report")) == ("success", "success", "skipped", "success")
+    assert verdict_of(tie).decision == "keep"
+    assert "a tie keeps the champion" in verdict_of(tie).reasons[0]
+    assert registry.find(unique, "champion").version == "1"
+    assert run_of(mlflow_api, unique, tie)["info"]["status"] == "FINISHED"
+
+
+def test_a_gate_that_fails_fails_at_once_and_still_says_why(night, unique, mlflow_api):
+    shut = night(0.05, ALONE, otherwise="fail")
+    assert (shut.state, shut.task("gate"), shut.task("promote")) == ("failed", "failed", "upstream_failed")
+    assert verdict_of(shut).decision == "reject"
+    run = run_of(mlflow_api, unique, shut)
+    assert run["info"]["status"] == "FAILED"
+    tags = tags_of(run)
+    assert tags["airflow.try_number"] == "1"
+    assert tags["airflow.gate.decision"] == "reject"
+    assert "the gate's verdict is reject: The rule auc >= 0.6 is broken: auc is 0.55." in tags["airflow.error"]
+
+
+def test_a_gate_that_may_fail_lets_a_good_model_pass(night):
+    assert night(0.2, ALONE, otherwise="fail").task("promote") == "success"
+
+
+@pytest.mark.parametrize(
+    ("apart", "follows", "skipped"), [(0.2, ["promote"], ["beside"]), (0.05, ["beside"], ["promote"])], ids=["promote", "reject"]
+)
+def test_a_branch_follows_the_verdict(night, apart, follows, skipped):
+    outcome = night(apart, ALONE, otherwise="branch", branches={"promote": "promote", "reject": ["beside"]})
+    assert [outcome.task(each) for each in follows] == ["success"]
+    assert [outcome.task(each) for each in skipped] == ["skipped"]
+    assert verdict_of(outcome).decision in ("promote", "reject")
+
+
+def test_a_verdict_without_a_branch_skips_all(night):
+    outcome = night(0.05, ALONE, otherwise="branch", branches={"promote": "promote"})
+    assert (outcome.task("promote"), outcome.task("beside")) == ("skipped", "skipped")
+
+
+def test_a_backfill_of_an_older_night_keeps_the_newer_champion(night, registry, unique):
+    night(0.2, ALONE, day=5)
+    late = night(0.4, day=3)
+    assert verdict_of(late).decision == "keep"
+    assert "is of 2024-01-04T00:00:00+00:00, older than the champion of 2024-01-06T00:00:00+00:00" in verdict_of(late).reasons[0]
+    assert registry.find(unique, "champion").version == "1"
+
+
+@pytest.mark.parametrize(("choice", "decision"), [("keep", "keep"), ("promote", "promote")])
+def test_a_champion_changed_in_the_store_is_said_to_be_unreadable(night, registry, mlflow_api, unique, choice, decision):
+    night(0.2, ALONE, day=1)
+    model = mlflow_api.get(f"logged-models/{registry.find(unique, 'champion').model_id}")["model"]["info"]
+    place = model["artifact_uri"].removeprefix("mlflow-artifacts:/") + "/model.txt"
+    mlflow_api.upload(place, [b"something else"], 14)
+    verdict = verdict_of(night(0.3, ALONE, day=2, unreadable_champion=choice))
+    assert verdict.decision == decision
+    assert "cannot be read: Model 'champion' at models:/m-" in verdict.reasons[0]
+    assert "was changed in the store" in verdict.reasons[0]
+
+
+def test_a_champion_deleted_from_the_store_is_not_taken_for_none_yet(night, registry, mlflow_api, unique):
+    night(0.2, ALONE, day=1)
+    champion = registry.find(unique, "champion")
+    mlflow_api.delete(f"logged-models/{champion.model_id}", {})
+    verdict = verdict_of(night(0.3, ALONE, day=2))
+    assert (verdict.decision, verdict.champion) == ("keep", champion.source)
+    assert "cannot be read" in verdict.reasons[0]
+
+
+def test_a_step_that_could_not_load_the_champion_may_say_why(night):
+    night(0.2, ALONE, day=1)
+    verdict = verdict_of(night(0.3, ALONE, day=2, said="it was pickled by scikit-learn 1.2"))
+    assert verdict.decision == "keep"
+    assert "cannot be read: it was pickled by scikit-learn 1.2. It stays until somebody looks" in verdict.reasons[0]
+
+
+def test_a_champion_that_can_be_read_and_was_not_scored_is_kept_for_lack_of_pairs(night):
+    night(0.2, ALONE, day=1)
+    verdict = verdict_of(night(0.3, ALONE, day=2))
+    assert verdict.decision == "keep"
+    assert "no column 'champion'" in verdict.reasons[0]
+
+
+def test_mapped_gates_judge_each_its_own(run_dag, unique):
+    @dag(dag_id=unique, schedule=None, start_date=START)
+    def example():
+        fitted = fit(apart=0.3, columns=ALONE, said="")
+        ModelGateOperator.partial(
+            task_id="gate", challenger=fitted["model"], champion=f"models:/{unique}@champion", scores=fitted["scores"]
+        ).expand(rules=[["auc >= 0.6"], ["auc >= 0.99"]])
+
+    outcome = run_dag(example())
+    assert outcome.state == "success"
+    assert [outcome.xcom("gate", index)["decision"] for index in (0, 1)] == ["promote", "reject"]
+
+
+def arguments(**changed):
+    known = {"challenger": "models:/m@new", "champion": "models:/m@champion", "scores": "/data/scores.csv", "compare": "auc"}
+    return {"task_id": "gate"} | {key: value for key, value in (known | changed).items() if value != "left out"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"rules": ["auc => 0.7"]}, "'auc => 0.7' is not a rule"),
+        ({"compare": "uac"}, "Did you mean 'auc'"),
+        ({"compare": "shop.metrics:profit"}, "greater_is_better=True"),
+        ({"compare": None}, "nothing to judge by"),
+        ({"scores": None}, "needs scores="),
+        ({"otherwise": "stop"}, "none of skip, fail and branch"),
+        ({"otherwise": "branch"}, "go together"),
+        ({"branches": {"promote": "x"}}, "go together"),
+        ({"otherwise": "branch", "branches": {"promot": "x"}}, "Did you mean 'promote'"),
+        ({"champion": "flight-delays"}, "'flight-delays' is not the place of one"),
+        ({"champion": None}, "nothing came"),
+    ],
+)
+def test_what_could_never_work_is_refused_when_the_dag_is_parsed(changed, said):
+    with pytest.raises(ConfigError, match=said):
+        ModelGateOperator(**arguments(**changed))
+
+
+def test_a_reference_of_another_type_is_refused_when_the_dag_is_parsed():
+    with dag(dag_id="wrong", schedule=None, start_date=START)(lambda: None)():
+        fitted = fit(apart=0.3, columns=ALONE, said="")
+        with pytest.raises(ConfigError, match=r"step 'gate', parameter 'challenger' wants Input\[Model\], but .* is a Dataset"):
+            ModelGateOperator(**arguments(challenger=fitted["scores"]))
+
+
+def test_scores_are_read_from_csv_and_parquet_alike(tmp_path):
+    frame = pd.DataFrame({"label": [0, 1], "challenger": [0.1, 0.9], "other": ["a", "b"]})
+    frame.to_csv(tmp_path / "scores.csv", index=False)
+    frame.to_parquet(tmp_path / "scores.parquet")
+    for name in ("scores.csv", "scores.parquet"):
+        rows = read_rows(tmp_path / name)
+        assert (list(rows.label), list(rows.challenger), rows.champion) == ([0, 1], [0.1, 0.9], None)
+
+
+def test_scores_that_are_no_table_are_refused_with_the_remedy(tmp_path):
+    with pytest.raises(ConfigError, match="neither"):
+        read_rows(tmp_path / "scores")
+    broken = tmp_path / "scores.parquet"
+    broken.write_text("label\n1\n")
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        read_rows(broken)
