@@ -8,21 +8,24 @@ Nightly retraining in plain Airflow DAGs, with every dataset, metric, artifact a
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from airflow_ml_provider.models.artifact import Artifact, Dataset, Input, Metrics, Model, Output
+from airflow_ml_provider._version import __version__
 
 if TYPE_CHECKING:
     from airflow_ml_provider.decorators.ml import ml_task
+    from airflow_ml_provider.models.artifact import Artifact, Dataset, Input, Metrics, Model, Output
 
-__version__ = "0.1.0"
 __all__ = ["Artifact", "Dataset", "Input", "Metrics", "Model", "Output", "__version__", "ml_task"]
+
+_HOMES = {"ml_task": "airflow_ml_provider.decorators.ml"}
 
 
 def __getattr__(name: str) -> Any:
-    """Import the decorator when asked for: it needs Airflow, and the types do not."""
-    if name == "ml_task":
-        from airflow_ml_provider.decorators.ml import ml_task
-
-        return ml_task
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Import a name when asked for: `airflow-ml --help` and Airflow's start need none of them, nor pydantic."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES.get(name, "airflow_ml_provider.models.artifact")), name)
+    globals()[name] = value
+    return value

@@ -50,8 +50,10 @@ class StepPlugin(Plugin):
         :return: The hook, None for any other method.
         """
         owner, _, method = fullname.rpartition(".")
-        known = method in {"__call__", "partial", "expand"} and owner == f"{ML}.Step"
-        return partial(self._signature, method) if known else None
+        if owner != f"{ML}.Step" or method not in {"__call__", "partial", "expand"}:
+            return None
+        knows_airflow = self.lookup_fully_qualified(REFERENCE) and self.lookup_fully_qualified(CONTEXT)
+        return partial(self._signature, method) if knows_airflow else None
 
     def _signature(self, method: str, context: MethodSigContext) -> CallableType:
         """Drop the outputs, let the inputs take references, and let Airflow's context keys be left out."""
@@ -103,7 +105,7 @@ class StepPlugin(Plugin):
     def _info(self, fullname: str) -> TypeInfo:
         known = self.lookup_fully_qualified(fullname)
         if known is None or not isinstance(known.node, TypeInfo):
-            raise RuntimeError(f"mypy knows no class {fullname}, which airflow_ml_provider.mypy_plugin needs. Remove the plugin.")
+            raise RuntimeError(f"mypy knows no class {fullname}. Remove airflow_ml_provider.mypy_plugin, and report this.")
         return known.node
 
 

@@ -13,7 +13,7 @@ def get_provider_info() -> dict[str, Any]:
 
     :return: Connection types, decorators, links, plugins, commands and configuration.
     """
-    from airflow_ml_provider import __version__
+    from airflow_ml_provider._version import __version__
 
     return {
         "package-name": PACKAGE,

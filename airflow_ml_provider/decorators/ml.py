@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, Protocol, cast, overload
 
 import attr
+from airflow.sdk import XComArg
 from airflow.sdk.bases.decorator import _TaskDecorator
 from airflow.sdk.definitions.context import KNOWN_CONTEXT_KEYS
 
@@ -126,12 +127,21 @@ class MLTask(_TaskDecorator):  # type: ignore[type-arg]  # private and generic i
                 check_names(self.signature, given)
                 check_missing(self.signature, {*given, *self.kwargs.get("op_kwargs", {}), *KNOWN_CONTEXT_KEYS})
                 for name, value in given.items():
+                    self._refuse_unresolved(name, value)
                     check_value(self.signature, self.signature.parameters[name], value)
         return cast("StepReference", super().expand_kwargs(kwargs, strict=strict))  # made by our _expand
 
     def _expand(self, expand_input: Any, *, strict: bool) -> StepReference:
         mapped: Any = super()._expand(expand_input, strict=strict)
         return StepReference(mapped.operator, signature=self.signature)
+
+    def _refuse_unresolved(self, name: str, value: Any) -> None:
+        """Refuse a reference where Airflow (3.3.2) hands on the reference itself and never its value."""
+        if isinstance(value, XComArg):
+            raise ConfigError(
+                f"step {self.signature.step!r}: {name!r} is a reference, {value!r}, which Airflow does not resolve in the "
+                f"dictionaries of .expand_kwargs. Use .partial({name}=...) if all instances share it, .expand({name}=[...]) if not."
+            )
 
     def _by_name(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         takes = [name for name, each in self.signature.parameters.items() if each.role != "output"]
@@ -185,7 +195,6 @@ def ml_task(
     :return: The step; call it inside a DAG.
     :raises ConfigError: the function's signature cannot be a step's; a retry never helps.
     """
-
     if multiple_outputs:
         raise ConfigError("multiple_outputs is not for steps. Declare Output[...] parameters, or return one JSON value.")
 

@@ -131,7 +131,7 @@ class ModelGateOperator(StepOperatorMixin, BaseOperator, BranchMixIn):
         :raises ArtifactError: the scores or metrics are not what was recorded.
         :raises RemoteUnavailableError: MLflow did not answer within the patience; a retry is safe.
         """
-        from airflow_ml_provider.operators.session import open_step
+        from airflow_ml_provider.operators.execution import open_step
 
         with open_step(self, context, self._params()) as session:
             self.session = session
@@ -212,7 +212,7 @@ class ModelGateOperator(StepOperatorMixin, BaseOperator, BranchMixIn):
         """Refuse at parse time what could never work."""
         for name, kind in (("challenger", Model), ("champion", Model), ("metrics", Metrics), ("scores", Dataset)):
             value = getattr(self, name)
-            if value is not None or kind is Model:
+            if value is not None:
                 parameter = StepParameter(name, "input", kind, many=False, optional=False, default=None, annotation=kind)
                 check_value(StepSignature(self.task_id, {name: parameter}), parameter, value)
         for each in self.rules:
@@ -222,6 +222,8 @@ class ModelGateOperator(StepOperatorMixin, BaseOperator, BranchMixIn):
 
     def _check_choices(self) -> None:
         where = f"gate {self.task_id!r}"
+        if self.challenger is None or self.champion is None:
+            raise ConfigError(f'{where} needs both models: challenger=fit["model"], champion="models:/<name>@<alias>".')
         if not self.rules and self.compare is None:
             raise ConfigError(f'{where} has nothing to judge by. Give it rules=["auc >= 0.7"], or compare="auc", or both.')
         if self.compare is not None and self.scores is None:

@@ -84,7 +84,7 @@ class PromoteModelOperator(StepOperatorMixin, BaseOperator):
             else moved the alias meanwhile; a retry never helps.
         :raises RemoteUnavailableError: MLflow did not answer within the patience; a retry is safe.
         """
-        from airflow_ml_provider.operators.session import open_step
+        from airflow_ml_provider.operators.execution import open_step
         from airflow_ml_provider.tracking.patience import patiently
         from airflow_ml_provider.tracking.registry import ModelRegistry
 

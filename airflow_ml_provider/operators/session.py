@@ -1,27 +1,18 @@
-"""
-One try of a step from its first request to MLflow to its last, for every operator of ours that runs in the worker.
-
-::
-
-    with open_step(operator, context) as session:
-        table = session.read("table", value, Dataset)
-        ...
-"""
+"""What a step reads, writes and logs while it runs, and how its record is sent when it ends."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from airflow_ml_provider._compat import redact
-from airflow_ml_provider.config import Settings, load_settings
+from airflow_ml_provider.config import Settings
 from airflow_ml_provider.core.signature import StepParameter
 from airflow_ml_provider.core.wiring import refs_of
 from airflow_ml_provider.exceptions import (
@@ -31,34 +22,21 @@ from airflow_ml_provider.exceptions import (
     RemoteUnavailableError,
     SupersededError,
 )
-from airflow_ml_provider.hooks.mlflow import MlflowApi, MlflowHook
+from airflow_ml_provider.hooks.mlflow import MlflowApi
 from airflow_ml_provider.models.artifact import Artifact, ArtifactRef, MetricPoint, Metrics, StepOutputs, load_metrics
 from airflow_ml_provider.models.run import OutputFile, RunStatus, StepRecord
-from airflow_ml_provider.operators.attempt import read_attempt, redacted_text
-from airflow_ml_provider.tracking import fluent, spool
+from airflow_ml_provider.operators.attempt import redacted_text
+from airflow_ml_provider.tracking import spool
 from airflow_ml_provider.tracking.artifacts import ArtifactStore
 from airflow_ml_provider.tracking.patience import patiently
-from airflow_ml_provider.tracking.reconcile import ParentWatch, settle_earlier
 from airflow_ml_provider.tracking.record import METRICS_PER_BATCH, Recorder, write_metrics
 from airflow_ml_provider.tracking.runs import STATE, RunTree, now_ms
-
-if TYPE_CHECKING:
-    from airflow.sdk import Context
 
 log = logging.getLogger(__name__)
 A = TypeVar("A", bound=Artifact)
 
 FLUSH_EVERY_S = 5.0
 ERROR_LENGTH = 1000
-
-
-class StepOperator(Protocol):
-    """What an operator needs to have to open a session."""
-
-    mlflow_conn_id: str
-    experiment: str | None
-    artifact_root: str | None
-    mlflow_run_url: str
 
 
 class StepSession:
@@ -115,10 +93,11 @@ class StepSession:
         """
         kind = parameter.artifact or Artifact
         refs = refs_of(self.record.attempt.identity.task_id, parameter, value)
-        bound = [self._bind(parameter, kind, ref) for ref in refs]
-        if parameter.many:
-            return [each for each in bound if each is not None]
-        return bound[0]
+        if not parameter.many:
+            return self._bind(parameter, kind, refs[0])
+        named = [replace(parameter, name=f"{parameter.name}[{index}]") for index in range(len(refs))]
+        bound = [self._bind(each, kind, ref) for each, ref in zip(named, refs, strict=True)]
+        return [each for each in bound if each is not None]
 
     def _bind(self, parameter: StepParameter, kind: type[Artifact], ref: ArtifactRef) -> Artifact | None:
         try:
@@ -332,63 +311,6 @@ class StepSession:
         if self.artifact_root:
             target = f"{self.artifact_root.rstrip('/')}/{attempt.identity.path}/{target}"
         return OutputFile(name=artifact.name, type=artifact.type_name, path=str(local), target=target, metadata=artifact.metadata)
-
-
-@contextmanager
-def open_step(operator: StepOperator, context: Context, params: Mapping[str, Any] | None = None) -> Iterator[StepSession]:
-    """
-    Open the nested MLflow run of a try, and close it however the block ends.
-
-    The user's own ``mlflow`` calls inside the block land in that run.
-
-    :param operator: Says which connection, experiment and artifact root.
-    :param context: As given to ``execute``.
-    :param params: Parameters of the step to record.
-    :return: The session; after the block its :meth:`StepSession.outputs` are stored.
-    :raises RemoteUnavailableError: MLflow did not answer within the patience; a retry is safe.
-    :raises SupersededError: a later try of this step is on record; a retry is pointless.
-    """
-    settings, hook = load_settings(), MlflowHook(operator.mlflow_conn_id)
-    api, attempt = hook.api(settings), read_attempt(context)
-    experiment = (operator.experiment or settings.experiment).replace("{dag_id}", attempt.identity.dag_id)
-    try:
-        tree = ParentWatch(api)
-        run = patiently("open the MLflow run", lambda: tree.open(experiment, attempt), settings.patience_s)
-        if tree.made_parent:
-            settle_earlier(api, run.experiment_id, attempt, context["ti"])
-        operator.mlflow_run_url = f"{api.server.url}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
-        with tempfile.TemporaryDirectory(prefix="airflow-ml-") as scratch:
-            record = StepRecord(conn_id=operator.mlflow_conn_id, attempt=attempt, run=run)
-            session = StepSession(api, settings, record, Path(scratch), operator.artifact_root)
-            session.log_params(params or {})
-            environment = hook.client_environment(settings)
-            with _closed_run(session, context), fluent.active_run(environment, run.run_id, run.experiment_id):
-                yield session
-    finally:
-        api.close()
-
-
-@contextmanager
-def _closed_run(session: StepSession, context: Context) -> Iterator[None]:
-    """Close the run as the block ends: well, as a skip, or with an error."""
-    from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, DownstreamTasksSkipped
-
-    ti: Any = context["ti"]
-    skip: BaseException | None = None
-    try:
-        try:
-            yield
-        except (AirflowSkipException, DownstreamTasksSkipped) as raised:
-            skip = raised
-        session.succeed("skipped" if isinstance(skip, AirflowSkipException) else "success")
-    except SupersededError:
-        raise
-    except BaseException as error:
-        retries = not isinstance(error, AirflowFailException) and ti.try_number <= (ti.max_tries or 0)
-        session.fail(error, "up_for_retry" if retries else "failed")
-        raise
-    if skip is not None:
-        raise skip
 
 
 def _make_input(kind: type[Artifact], session: StepSession, ref: ArtifactRef, folder: Path, index: int) -> Artifact:

@@ -105,7 +105,7 @@ class MLStepOperator(StepOperatorMixin, DecoratedOperator):
         :raises ArtifactError: an input is not what was recorded, or an output was never written.
         :raises RemoteUnavailableError: MLflow did not answer within the patience; a retry is safe.
         """
-        from airflow_ml_provider.operators.session import open_step
+        from airflow_ml_provider.operators.execution import open_step
 
         given = {**self.op_kwargs, **{key: context[key] for key in self._context_keys if key in context}}  # type: ignore[literal-required]
         check_missing(self.signature, given)

@@ -229,16 +229,6 @@ class Reconciler:
         return f"this Airflow ({self.home}) does not know it, and its log is at {other[0]}" if other else None
 
 
-class ParentWatch(RunTree):
-    """A run tree that remembers whether it made the run of a DAG run: then this is the DAG run's first step."""
-
-    made_parent = False
-
-    def _make_parent(self, experiment_id: str, attempt: Attempt) -> Run:
-        self.made_parent = True
-        return super()._make_parent(experiment_id, attempt)
-
-
 def settle_earlier(api: MlflowApi, experiment_id: str, attempt: Attempt, ti: Any) -> list[Finding]:
     """
     Settle the latest earlier DAG runs of the same DAG; called by the first step of a DAG run, and never fails it.

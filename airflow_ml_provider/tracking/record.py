@@ -27,6 +27,10 @@ METRICS_PER_BATCH, PAIRS_PER_BATCH = 1000, 100
 """MLflow's limits of one log-batch request."""
 DIGEST_LENGTH = 36
 """MLflow's limit for the digest of a dataset; the whole sha256 stands in its source."""
+SOURCE_RUN, SOURCE_URI = "airflow.source_run_id", "airflow.uri"
+"""Tags of a dataset input: run that made it, and where it is."""
+INPUT_TAG_LENGTH = 500
+"""MLflow's limit for the value of an input's tag."""
 MODEL_TYPES = {"Model"}
 
 T = TypeVar("T")
@@ -211,8 +215,11 @@ def _model_id(ref: ArtifactRef) -> str | None:
 def _dataset_input(ref: ArtifactRef) -> dict[str, Any]:
     """Write an artifact that was read as MLflow's dataset input."""
     source = {"uri": ref.uri, "sha256": ref.sha256, "size": ref.size, "run_id": ref.run_id}
+    # An experiment keeps one source per name and digest, the first: equal bytes of another DAG run would lead there.
+    tags = {"mlflow.data.context": ref.name, SOURCE_RUN: ref.run_id or ""}
+    tags |= {SOURCE_URI: ref.uri} if len(ref.uri) <= INPUT_TAG_LENGTH else {}
     return {
-        "tags": [{"key": "mlflow.data.context", "value": ref.name}],
+        "tags": as_pairs({key: value for key, value in tags.items() if value}),
         "dataset": {
             "name": ref.name,
             "digest": (ref.sha256 or "unknown")[:DIGEST_LENGTH],

@@ -33,6 +33,8 @@ class RunTree:
 
     def __init__(self, api: MlflowApi) -> None:
         self.api = api
+        self.made_parent = False
+        """Whether :meth:`open` made the run of the DAG run, so that this is its first step."""
 
     def open(self, experiment: str, attempt: Attempt) -> OpenRun:
         """
@@ -184,6 +186,7 @@ class RunTree:
         self.api.post("runs/update", body)
 
     def _make_parent(self, experiment_id: str, attempt: Attempt) -> Run:
+        self.made_parent = True
         identity = attempt.identity.dag_run
         tags = {
             KEY: identity.key,

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
-from airflow_ml_provider.exceptions import ArtifactError, ConfigError
+from airflow_ml_provider.exceptions import AirflowMLError, ArtifactError, ConfigError
 from airflow_ml_provider.models.run import StepRecord
 from airflow_ml_provider.tracking.places import ObjectStoragePlace
 from airflow_ml_provider.tracking.record import Recorder
@@ -94,11 +94,19 @@ def resend(place: str, recorder: Recorder) -> StepRecord:
     :raises ConfigError: there is no readable record; a retry never helps.
     """
     record, folder = read(place), _open(place)
+    places = [output.path for output in record.outputs]
     with tempfile.TemporaryDirectory(prefix="airflow-ml-") as scratch:
         for output in record.outputs:
             if output.stored is None:
                 output.path = str(_fetch(folder, output.path, Path(scratch)))
-        recorder.send(record)
+        try:
+            recorder.send(record)
+        except AirflowMLError:
+            # What is through must not be made a second time by the next resend.
+            for output, path in zip(record.outputs, places, strict=True):
+                output.path = path
+            (folder / RECORD).write_text(record.model_dump_json(indent=2))
+            raise
     drop(place)
     return record
 

@@ -246,7 +246,7 @@ def arguments(**changed):
         ({"branches": {"promote": "x"}}, "go together"),
         ({"otherwise": "branch", "branches": {"promot": "x"}}, "Did you mean 'promote'"),
         ({"champion": "flight-delays"}, "'flight-delays' is not the place of one"),
-        ({"champion": None}, "nothing came"),
+        ({"champion": None}, "needs both models"),
     ],
 )
 def test_what_could_never_work_is_refused_when_the_dag_is_parsed(changed, said):

@@ -36,11 +36,10 @@ def registry(mlflow_api):
 def night(run_dag, unique):
     """One night without a gate: fit, promote, and read the champion by its alias."""
 
-    def run(text, *, day=1, operator=PromoteModelOperator, artifact_root=None, **promotion):
+    def run(text, *, day=1, operator=PromoteModelOperator, **promotion):
         @dag(dag_id=unique, schedule=None, start_date=START)
         def nightly():
-            model = fit.override(artifact_root=artifact_root)(text=text)["model"]
-            promote = operator(task_id="promote", model=model, name=unique, **promotion)
+            promote = operator(task_id="promote", model=fit(text=text)["model"], name=unique, **promotion)
             promote >> read(model=f"models:/{unique}@champion")
 
         return run_dag(nightly(), logical_date=START.add(days=day))
@@ -143,11 +142,14 @@ def test_promoting_the_same_model_twice_changes_nothing(run_dag, registry, mlflo
     assert versions(mlflow_api, unique) == ["1", "2"]
 
 
-def test_a_model_kept_outside_of_mlflow_is_promoted_too(night, registry, unique, tmp_path):
-    outcome = night("far away", artifact_root=f"file://{tmp_path}")
-    assert outcome.xcom("read") == "far away"
+def test_a_model_kept_outside_of_mlflow_is_of_the_night_that_promotes_it(run_dag, registry, unique):
+    @dag(dag_id=unique, schedule=None, start_date=START)
+    def outside():
+        PromoteModelOperator(task_id="promote", model="s3://bucket/models/one", name=unique)
+
+    assert run_dag(outside(), logical_date=START.add(days=1)).state == "success"
     champion = registry.find(unique, "champion")
-    assert champion.source.startswith(f"file://{tmp_path}")
+    assert (champion.source, champion.model_id) == ("s3://bucket/models/one", "")
     assert registry.trained_at(champion) == START.add(days=1)
 
 

@@ -1,0 +1,96 @@
+"""
+One try of a step around a block: the run is opened, the block runs, the run is closed however it ends.
+
+::
+
+    with open_step(operator, context) as session:
+        table = session.read("table", value, Dataset)
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from airflow_ml_provider.config import load_settings
+from airflow_ml_provider.exceptions import SupersededError
+from airflow_ml_provider.hooks.mlflow import MlflowHook
+from airflow_ml_provider.models.run import StepRecord
+from airflow_ml_provider.operators.attempt import read_attempt
+from airflow_ml_provider.operators.session import StepSession
+from airflow_ml_provider.tracking import fluent
+from airflow_ml_provider.tracking.patience import patiently
+from airflow_ml_provider.tracking.reconcile import settle_earlier
+from airflow_ml_provider.tracking.runs import RunTree
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+
+class StepOperator(Protocol):
+    """What an operator needs to have to open a session."""
+
+    mlflow_conn_id: str
+    experiment: str | None
+    artifact_root: str | None
+    mlflow_run_url: str
+
+
+@contextmanager
+def open_step(operator: StepOperator, context: Context, params: Mapping[str, Any] | None = None) -> Iterator[StepSession]:
+    """
+    Open the nested MLflow run of a try, and close it however the block ends.
+
+    The user's own ``mlflow`` calls inside the block land in that run.
+
+    :param operator: Says which connection, experiment and artifact root.
+    :param context: As given to ``execute``.
+    :param params: Parameters of the step to record.
+    :return: The session; after the block its :meth:`StepSession.outputs` are stored.
+    :raises RemoteUnavailableError: MLflow did not answer within the patience; a retry is safe.
+    :raises SupersededError: a later try of this step is on record; a retry is pointless.
+    """
+    settings, hook = load_settings(), MlflowHook(operator.mlflow_conn_id)
+    api, attempt = hook.api(settings), read_attempt(context)
+    experiment = (operator.experiment or settings.experiment).replace("{dag_id}", attempt.identity.dag_id)
+    try:
+        tree = RunTree(api)
+        run = patiently("open the MLflow run", lambda: tree.open(experiment, attempt), settings.patience_s)
+        if tree.made_parent:
+            settle_earlier(api, run.experiment_id, attempt, context["ti"])
+        operator.mlflow_run_url = f"{api.server.url}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
+        with tempfile.TemporaryDirectory(prefix="airflow-ml-") as scratch:
+            record = StepRecord(conn_id=operator.mlflow_conn_id, attempt=attempt, run=run)
+            session = StepSession(api, settings, record, Path(scratch), operator.artifact_root)
+            session.log_params(params or {})
+            environment = hook.client_environment(settings)
+            with _closed_run(session, context), fluent.active_run(environment, run.run_id, run.experiment_id):
+                yield session
+    finally:
+        api.close()
+
+
+@contextmanager
+def _closed_run(session: StepSession, context: Context) -> Iterator[None]:
+    """Close the run as the block ends: well, as a skip, or with an error."""
+    from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, DownstreamTasksSkipped
+
+    ti: Any = context["ti"]
+    skip: BaseException | None = None
+    try:
+        try:
+            yield
+        except (AirflowSkipException, DownstreamTasksSkipped) as raised:
+            skip = raised
+        session.succeed("skipped" if isinstance(skip, AirflowSkipException) else "success")
+    except SupersededError:
+        raise
+    except BaseException as error:
+        retries = not isinstance(error, AirflowFailException) and ti.try_number <= (ti.max_tries or 0)
+        session.fail(error, "up_for_retry" if retries else "failed")
+        raise
+    if skip is not None:
+        raise skip

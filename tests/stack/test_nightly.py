@@ -1,0 +1,140 @@
+"""The main job, whole: the nightly DAG through a real scheduler, with a worker and MLflow killed on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from datetime import datetime
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from airflow_ml_provider.tracking.artifacts import ArtifactStore
+from airflow_ml_provider.tracking.registry import ModelRegistry
+from airflow_ml_provider.tracking.runs import run_id_of, status_of, tags_of
+from demo.processes import snapshot
+from tests.stack.conftest import Site, until
+
+pytestmark = [pytest.mark.stack, pytest.mark.xdist_group("stack"), pytest.mark.timeout(1200)]
+DAG, MODEL = "nightly_flight_delays", "flight-delays"
+STEPS = {"validate", "features", "train", "evaluate", "gate", "promote", "report"}
+
+
+def night(day: int) -> datetime:
+    return datetime(2013, 11, day, 2, tzinfo=ZoneInfo("America/New_York"))
+
+
+def worker_of(site: Site, run_id: str, task_id: str) -> int | None:
+    """Find the process that runs a task: Airflow names it after the task instance."""
+    for each in site.airflow.task_instances(DAG, run_id):
+        if each["task_id"] == task_id and each["state"] == "running":
+            for pid in snapshot():
+                try:
+                    with open(f"/proc/{pid}/cmdline", "rb") as file:  # noqa: PTH123
+                        line = file.read().decode(errors="replace")
+                except OSError:
+                    continue
+                if each["id"] in line and "airflow worker -- " in line:
+                    return pid
+    return None
+
+
+@pytest.fixture(scope="module")
+def first_night(site: Site) -> str:
+    """One night, during which the worker of the training step and MLflow are killed."""
+    run_id = site.start(DAG, logical_date=night(6))
+    os.kill(until("the worker of train", lambda: worker_of(site, run_id, "train"), 300), signal.SIGKILL)
+    until("evaluate", lambda: site.task_state(DAG, run_id, "evaluate")[0] == "running", 300)
+    site.stack.kill("mlflow")
+    site.stack.restart("mlflow")
+    assert site.finish(DAG, run_id, 600) == "success"
+    return run_id
+
+
+def test_the_night_survives_a_killed_worker_and_a_killed_mlflow(site: Site, first_night: str) -> None:
+    states = {each["task_id"]: each["state"] for each in site.airflow.task_instances(DAG, first_night)}
+    assert states == dict.fromkeys(STEPS, "success")
+    assert site.task_state(DAG, first_night, "train")[1] >= 2
+
+
+def test_every_step_has_one_nested_run_below_one_parent(site: Site, first_night: str) -> None:
+    runs = site.nested(DAG, first_night)
+    assert runs.keys() == STEPS
+    assert {status_of(each) for each in runs.values()} == {"FINISHED"}
+    until("the parent closed", lambda: status_of(site.parent(DAG, first_night)) == "FINISHED", 60)
+    assert int(tags_of(runs["train"])["airflow.try_number"]) >= 2
+    assert all(tags_of(each)["airflow.logical_date"] == "2013-11-06T07:00:00+00:00" for each in runs.values())
+
+
+def test_datasets_models_and_metrics_are_on_record(site: Site, first_night: str) -> None:
+    runs = site.nested(DAG, first_night)
+    names = {each["dataset"]["name"] for each in runs["features"]["inputs"]["dataset_inputs"]}
+    assert names == {"flights", "weather"}
+    metrics = {each["key"]: each["value"] for each in runs["evaluate"]["data"]["metrics"]}
+    assert 0.5 < metrics["auc"] < 1
+    history = site.mlflow.get("metrics/get-history", run_id=run_id_of(runs["train"]), metric_key="train_loss")["metrics"]
+    assert len({each["step"] for each in history}) > 10
+    assert len(runs["train"]["outputs"]["model_outputs"]) >= 1
+
+
+def test_the_champion_is_the_model_of_that_night_and_loads_with_its_signature(site: Site, first_night: str, tmp_path: Any) -> None:
+    version = ModelRegistry(site.mlflow).find(MODEL, "champion")
+    assert version is not None
+    made = site.airflow.xcom(DAG, first_night, "train")["outputs"]["model"]
+    assert made["uri"] == version.source
+    import mlflow
+    from airflow_ml_provider.models.artifact import ArtifactRef
+
+    store = ArtifactStore(site.mlflow)
+    ref = store.resolve(ArtifactRef(type="Model", name="model", uri=f"models:/{MODEL}@champion"))
+    local, written = store.fetch(ref, tmp_path)
+    assert written.sha256 == made["sha256"]
+    assert mlflow.models.get_model_info(str(local)).signature is not None
+
+
+def test_the_way_back_from_the_champion_ends_at_the_raw_data(site: Site, first_night: str) -> None:
+    asked = site.stack.run("airflow-ml", "lineage", f"models:/{MODEL}@champion", "--json")
+    assert asked.returncode == 0, asked.stderr
+    said = json.dumps(json.loads(asked.stdout))
+    for word in ("train", "features", "validate", "flights", "weather", "table"):
+        assert word in said
+
+
+def test_xcom_holds_references_and_no_secret(site: Site, first_night: str) -> None:
+    for step in STEPS - {"gate", "promote"}:
+        value = site.airflow.xcom(DAG, first_night, step)
+        assert len(json.dumps(value)) < 2000
+        assert value["version"] == 1
+
+
+def test_the_report_is_a_page_among_the_artifacts(site: Site, first_night: str, tmp_path: Any) -> None:
+    from airflow_ml_provider.models.artifact import StepOutputs
+
+    outputs = StepOutputs.from_json(site.airflow.xcom(DAG, first_night, "report"))
+    page, _ = ArtifactStore(site.mlflow).fetch(outputs.ref("page"), tmp_path)
+    assert page.read_text().startswith("<!doctype html>")
+
+
+def test_nights_that_are_filled_in_backwards_never_replace_a_newer_champion(site: Site, first_night: str) -> None:
+    before = ModelRegistry(site.mlflow).find(MODEL, "champion")
+    assert before is not None
+    command = ("airflow", "backfill", "create", "--dag-id", DAG, "--from-date", "2013-11-04T00:00:00-05:00")
+    site.stack.run(*command, "--to-date", "2013-11-05T03:00:00-05:00", "--run-backwards")
+    def over() -> Any:
+        runs = [each for each in site.airflow.dag_runs(DAG) if each["run_type"] == "backfill"]
+        return len(runs) == 2 and all(each["state"] in {"success", "failed"} for each in runs) and runs
+
+    runs = until("the backfill", over, 600)
+    assert {each["state"] for each in runs} == {"success"}
+    verdicts = [site.airflow.xcom(DAG, each["dag_run_id"], "gate")["decision"] for each in runs]
+    assert verdicts == ["keep", "keep"]
+    assert ModelRegistry(site.mlflow).find(MODEL, "champion") == before
+
+
+def test_a_run_by_hand_without_a_date_takes_the_last_night(site: Site, first_night: str) -> None:
+    run_id = site.start(DAG)
+    assert site.finish(DAG, run_id, 600) == "success"
+    params = {each["key"]: each["value"] for each in site.nested(DAG, run_id)["validate"]["data"]["params"]}
+    assert params == {"day": "2013-12-31"}
