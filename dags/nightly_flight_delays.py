@@ -124,11 +124,18 @@ def evaluate(
     frame = pd.read_parquet(table.path).query("held_out")
     result = pd.DataFrame({"label": frame["label"]})
     for name, model, prefix in (("challenger", challenger, ""), ("champion", champion, "champion_")):
-        if model is not None:
+        if model is None:
+            continue
+        try:
             fitted = mlflow.sklearn.load_model(model.path)
-            result[name] = fitted.predict_proba(frame[fitted.feature_names_in_])[:, 1]
-            for metric, measure in (("auc", roc_auc_score), ("log_loss", log_loss), ("brier", brier_score_loss)):
-                metrics.log_metric(prefix + metric, measure(frame["label"], result[name]))
+        except Exception as error:
+            if model is challenger:
+                raise
+            scores.metadata["champion_unreadable"] = str(error)  # for the gate, which then keeps it and says why
+            continue
+        result[name] = fitted.predict_proba(frame[fitted.feature_names_in_])[:, 1]
+        for metric, measure in (("auc", roc_auc_score), ("log_loss", log_loss), ("brier", brier_score_loss)):
+            metrics.log_metric(prefix + metric, measure(frame["label"], result[name]))
     scores.path += ".parquet"
     result.to_parquet(scores.path)
 
@@ -173,7 +180,7 @@ def report(scores: Input[Dataset], day: str, verdict: str, picture: Output[Artif
     end_date=pendulum.datetime(2013, 12, 31, 2, tz="America/New_York"),
     catchup=False,
     max_active_runs=1,
-    default_args={"retries": 2, "retry_delay": timedelta(seconds=30)},
+    default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
     doc_md=__doc__,
 )
 def nightly_flight_delays() -> None:

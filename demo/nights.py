@@ -14,7 +14,7 @@ __all__ = ["DAG_ID", "FIRST_NIGHT", "LAST_NIGHT", "Night", "Step", "choose_night
 
 DAG_ID = "nightly_flight_delays"
 ZONE = ZoneInfo("America/New_York")
-FIRST_NIGHT = date(2013, 11, 5)
+FIRST_NIGHT = date(2013, 11, 6)
 LAST_NIGHT = date(2013, 12, 30)
 HOUR = time(2)
 

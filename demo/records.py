@@ -103,6 +103,11 @@ def describe(value: Any, records: MlflowRecords) -> str:
         return "\n".join(filter(None, [made, numbers]))
     if value is None:
         return ""
+    if isinstance(value, dict) and "decision" in value:
+        return f"{value['decision']}: {' '.join(value.get('reasons', []))}"
+    if isinstance(value, dict) and {"name", "version", "alias"} <= value.keys():
+        before = f", before it version {value['previous_version']}" if value.get("previous_version") else ""
+        return f"{value['name']} version {value['version']} is {value['alias']}{before}"
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 1]}…"
 

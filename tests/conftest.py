@@ -1,6 +1,4 @@
-"""
-What all tests share: a real MLflow server and a real Airflow database, started once per run of pytest, whatever the number of workers.
-"""
+"""What all tests share: a real MLflow server and a real Airflow database, once per run, whatever the number of workers."""
 
 from __future__ import annotations
 
@@ -38,6 +36,33 @@ os.environ.update(
 from airflow_ml_provider.config import Settings  # noqa: E402
 from airflow_ml_provider.hooks.mlflow import MlflowApi, MlflowServer  # noqa: E402
 from tests import servers  # noqa: E402
+
+ALLOWED_SKIPS: frozenset[str] = frozenset()
+"""Node ids that CI accepts as skipped; each with its reason beside it."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add what CI's full run asks for."""
+    parser.addoption("--run-full", action="store_true", help="run the tests marked full too: many minutes more")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what takes many minutes, unless it is asked for; left out is not skipped."""
+    if not config.getoption("--run-full"):
+        full = [each for each in items if each.get_closest_marker("full")]
+        config.hook.pytest_deselected(items=full)
+        items[:] = [each for each in items if each not in full]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In CI, a skip outside of the list fails the run: what is not tested must be known."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or not os.environ.get("CI") or hasattr(session.config, "workerinput"):
+        return
+    surprising = [each.nodeid for each in reporter.stats.get("skipped", []) if each.nodeid not in ALLOWED_SKIPS]
+    if surprising:
+        reporter.write_line(f"skipped, and not in ALLOWED_SKIPS of tests/conftest.py: {', '.join(surprising)}", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

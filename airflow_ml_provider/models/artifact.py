@@ -299,14 +299,16 @@ class MetricPoint(BaseModel):
     :param value: The number; NaN and infinities are kept as they are.
     :param timestamp_ms: Milliseconds since the epoch.
     :param step: Position on the curve, for example the boosting round.
+    :param model_id: LoggedModel that the number is about, so that it shows with the model too; None for none.
     """
 
-    model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants", protected_namespaces=())
 
     key: str
     value: float
     timestamp_ms: int
     step: int = 0
+    model_id: str | None = None
 
 
 class Metrics(Artifact):

@@ -151,12 +151,14 @@ class ModelGateOperator(StepOperatorMixin, BaseOperator, BranchMixIn):
         scores = session.read("scores", self.scores, Dataset) if self.scores is not None else None
         rows = read_rows(Path(scores.path)) if scores else None
         metrics = session.read("metrics", self.metrics, Metrics) if self.metrics is not None else None
+        numbers = _numbers(metrics.metadata) if metrics else None
+        _show_with_model(session, model.uri, numbers or {})
         return judge(
             Contender(_identity(model.uri), trained_at),
             self._find_champion(session, scores, rows),
             rules=[_rule(each) for each in self.rules],
             compare=self.compare,
-            metrics=_numbers(metrics.metadata) if metrics else None,
+            metrics=numbers,
             rows=rows,
             unreadable_champion=self.unreadable_champion,
         )
@@ -279,6 +281,15 @@ def _record(session: StepSession, verdict: Verdict) -> None:
     reasons = "\n".join(verdict.reasons)[:REASONS_LENGTH]
     session.set_tags({"airflow.gate.decision": verdict.decision, "airflow.gate.reasons": reasons})
     session.log_json("verdict", verdict.to_json())
+
+
+def _show_with_model(session: StepSession, uri: str, numbers: Mapping[str, float]) -> None:
+    """Put the challenger's numbers on its own page in MLflow, where whoever asks for the champion finds them."""
+    from airflow_ml_provider.tracking.registry import model_id_of
+
+    if model_id := model_id_of(uri):
+        own = {name: each for name, each in numbers.items() if not name.startswith("champion_")}
+        session.log_metrics(own, model_id=model_id)
 
 
 def _comparison(compare: str | PairedComparison | None) -> PairedComparison | None:

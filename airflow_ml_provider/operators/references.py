@@ -61,6 +61,15 @@ class StepReference(PlainXComArg):
     def __repr__(self) -> str:
         return self.source().text
 
+    def as_setup(self) -> StepReference:
+        """
+        Make the step a setup task, as in Airflow, whose own method hides that a reference comes back.
+
+        :return: This reference.
+        """
+        super().as_setup()
+        return self
+
     def source(self) -> Source:
         """
         Say what is referred to, for the checks of wiring.

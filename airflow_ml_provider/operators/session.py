@@ -169,14 +169,15 @@ class StepSession:
             self._flushed_at += 6 * FLUSH_EVERY_S
             log.warning("%s The metrics are kept and sent when the step ends.", error)
 
-    def log_metrics(self, values: Mapping[str, float]) -> None:
+    def log_metrics(self, values: Mapping[str, float], *, model_id: str | None = None) -> None:
         """
         Record numbers of the step itself.
 
         :param values: Value per metric.
+        :param model_id: LoggedModel that they are about; None for none.
         """
         for key, value in values.items():
-            self.log_point(MetricPoint(key=key, value=float(value), timestamp_ms=now_ms()))
+            self.log_point(MetricPoint(key=key, value=float(value), timestamp_ms=now_ms(), model_id=model_id))
 
     def log_params(self, values: Mapping[str, Any]) -> None:
         """

@@ -236,7 +236,8 @@ def _point(point: MetricPoint) -> dict[str, Any]:
         value = "NaN"
     elif math.isinf(point.value):
         value = "Infinity" if point.value > 0 else "-Infinity"
-    return {"key": point.key, "value": value, "timestamp": point.timestamp_ms, "step": point.step}
+    written = {"key": point.key, "value": value, "timestamp": point.timestamp_ms, "step": point.step}
+    return written | ({"model_id": point.model_id} if point.model_id else {})
 
 
 def _batches(items: Iterable[T], size: int) -> Iterator[Sequence[T]]:

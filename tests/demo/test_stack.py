@@ -276,8 +276,8 @@ class TestNights:
 
     def test_the_first_demo_takes_the_first_two_nights_at_two_in_new_york(self):
         nights = choose_nights([])
-        assert [night.day for night in nights] == [date(2013, 11, 5), date(2013, 11, 6)]
-        assert nights[0].logical_date.astimezone(UTC) == datetime(2013, 11, 5, 7, tzinfo=UTC)
+        assert [night.day for night in nights] == [date(2013, 11, 6), date(2013, 11, 7)]
+        assert nights[0].logical_date.astimezone(UTC) == datetime(2013, 11, 6, 7, tzinfo=UTC)
 
     def test_a_later_demo_goes_on_where_the_last_one_ended(self):
         nights = choose_nights([self.run(5, "success"), self.run(6, "success")])
@@ -289,7 +289,7 @@ class TestNights:
         assert (second.day.day, second.run_id) == (7, None)
 
     def test_a_run_without_a_logical_date_is_no_night(self):
-        assert choose_nights([{"logical_date": None, "dag_run_id": "by hand", "state": "success"}])[0].day.day == 5
+        assert choose_nights([{"logical_date": None, "dag_run_id": "by hand", "state": "success"}])[0].day.day == 6
 
     def test_after_the_last_night_there_is_none(self):
         runs = [{**self.run(5, "success"), "logical_date": f"2013-{m}-{d:02}T07:00:00Z"} for m in (11, 12) for d in range(1, 32)]

@@ -145,9 +145,9 @@ def test_a_wrong_password_on_a_real_server_is_told(tmp_path: Path) -> None:
     with MlflowProcess(tmp_path, options=("--app-name", "basic-auth"), environment=environment) as server:
         with MlflowApi(MlflowServer("c", server.url, "admin", SECRET + "-admin"), Settings()) as right:
             assert right.post("experiments/search", {"max_results": 1})["experiments"]
-        with MlflowApi(MlflowServer("c", server.url, "admin", "wrong"), Settings()) as wrong:
-            with pytest.raises(ConfigError, match="Check login and password"):
-                wrong.post("experiments/search", {"max_results": 1})
+        wrong = MlflowServer("c", server.url, "admin", "wrong")
+        with MlflowApi(wrong, Settings()) as api, pytest.raises(ConfigError, match="Check login and password"):
+            api.post("experiments/search", {"max_results": 1})
 
 
 class Scripted:
@@ -160,7 +160,7 @@ class Scripted:
         script = self
 
         class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:  # noqa: N802
+            def do_GET(self) -> None:
                 script.requests.append(self.path)
                 self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 status, body = script.answers.pop(0)

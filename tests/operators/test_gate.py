@@ -68,7 +68,7 @@ def night(run_dag, unique):
                 "rules": ["auc >= {{ params.floor }}"],
                 "compare": PairedComparison(metric="auc", resamples=100),
             }
-            judged = ModelGateOperator(task_id="gate", retries=2, **(arguments | gate))
+            judged = ModelGateOperator(task_id="gate", retries=2, retry_delay=0, **(arguments | gate))
             promote = PromoteModelOperator(task_id="promote", model=fitted["model"], name=unique)
             tell = PythonOperator(task_id="tell", python_callable=told, op_args=[APPROVAL_BODY], trigger_rule="none_failed")
             judged >> promote >> EmptyOperator(task_id="report", trigger_rule="none_failed")

@@ -42,6 +42,8 @@ def make_output(tmp_path: Path) -> Callable[..., OutputFile]:
             for path, each in content.items():
                 (local / path).parent.mkdir(parents=True, exist_ok=True)
                 (local / path).write_bytes(each)
-        return OutputFile(name=name.split(".")[0], type=kind, path=str(local), target=target or f"try-1/{name}", **fields)
+        return OutputFile(
+            name=name.split(".", maxsplit=1)[0], type=kind, path=str(local), target=target or f"try-1/{name}", **fields
+        )
 
     return make

@@ -1,0 +1,101 @@
+"""The names that users may import: what has been made, and nothing more."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from importlib.metadata import distribution
+from typing import Any
+
+import pytest
+
+import airflow_ml_provider
+from airflow_ml_provider.provider_info import PACKAGE, get_provider_info
+
+PUBLIC = {
+    "airflow_ml_provider": {"Artifact", "Dataset", "Input", "Metrics", "Model", "Output", "__version__", "ml_task"},
+    "airflow_ml_provider.decorators.ml": {"MLTask", "Step", "ml_task"},
+    "airflow_ml_provider.exceptions": {
+        *("AirflowMLError", "ArtifactError", "ConfigError", "GateClosedError"),
+        *("RemoteNotFoundError", "RemoteUnavailableError", "SupersededError"),
+    },
+    "airflow_ml_provider.hooks.mlflow": {"MlflowApi", "MlflowHook", "MlflowServer", "server_url"},
+    "airflow_ml_provider.links.mlflow": {"MlflowRunLink"},
+    "airflow_ml_provider.models.gate": {"Gain", "PairedComparison", "Rule", "Verdict"},
+    "airflow_ml_provider.mypy_plugin": {"StepPlugin", "plugin"},
+    "airflow_ml_provider.operators.gate": {"ModelGateOperator", "read_rows"},
+    "airflow_ml_provider.operators.promotion": {"PromoteModelOperator"},
+    "airflow_ml_provider.operators.step": {"MLStepOperator", "StepOperatorMixin"},
+    "airflow_ml_provider.plugin": {"AirflowMLPlugin"},
+    "airflow_ml_provider.provider_info": {"get_provider_info"},
+}
+PACKAGES = {"cli", "core", "decorators", "hooks", "lineage", "links", "listeners", "models", "operators", "plugin", "tracking"}
+
+
+def own_names(module: Any) -> set[str]:
+    """Classes and functions that a module defines itself, and what it lists as exported."""
+    own = {
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and (inspect.isclass(value) or inspect.isfunction(value))
+        and value.__module__ == module.__name__
+    }
+    return own | set(getattr(module, "__all__", ()))
+
+
+def all_modules() -> list[str]:
+    return sorted(each.name for each in pkgutil.walk_packages(airflow_ml_provider.__path__, "airflow_ml_provider."))
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_public_module_offers_these_names_and_no_other(name: str) -> None:
+    module = importlib.import_module(name)
+    assert own_names(module) - {"BaseOperator"} == PUBLIC[name]
+    assert all(getattr(module, each) is not None for each in PUBLIC[name])
+
+
+def test_an_unknown_name_is_an_attribute_error_like_anywhere() -> None:
+    with pytest.raises(AttributeError, match="module 'airflow_ml_provider' has no attribute 'Datasets'"):
+        _ = airflow_ml_provider.Datasets
+
+
+def test_there_are_no_packages_before_their_time() -> None:
+    top = {each.partition("airflow_ml_provider.")[2].partition(".") for each in all_modules()}
+    assert {name for name, dot, _ in top if dot} <= PACKAGES
+    filled = {name for name, dot, rest in top if rest} | {"plugin"}
+    assert filled == PACKAGES
+
+
+@pytest.mark.parametrize("name", all_modules())
+def test_every_module_imports_and_says_what_it_is_for(name: str) -> None:
+    module = importlib.import_module(name)
+    assert module.__doc__
+    assert set(getattr(module, "__all__", ())) <= set(vars(module))
+
+
+def test_what_airflow_is_told_of_exists() -> None:
+    info = get_provider_info()
+    names = [each["hook-class-name"] for each in info["connection-types"]]
+    names += info["extra-links"] + info["cli"]
+    names += [each["class-name"] for each in info["task-decorators"]] + [each["plugin-class"] for each in info["plugins"]]
+    for full_name in names:
+        module, _, name = full_name.rpartition(".")
+        assert hasattr(importlib.import_module(module), name), full_name
+    modules = {
+        module
+        for kind in ("operators", "hooks", "sensors", "triggers")
+        for each in info.get(kind, [])
+        for module in each["python-modules"]
+    }
+    assert modules <= PUBLIC.keys()
+
+
+def test_the_installed_package_registers_what_it_has() -> None:
+    found = {(each.group, each.name): each.value for each in distribution(PACKAGE).entry_points}
+    assert found == {
+        ("apache_airflow_provider", "provider_info"): "airflow_ml_provider.provider_info:get_provider_info",
+        ("airflow.plugins", "airflow_ml"): "airflow_ml_provider.plugin:AirflowMLPlugin",
+        ("console_scripts", "airflow-ml"): "airflow_ml_provider.cli.main:main",
+    }

@@ -1,0 +1,167 @@
+"""What Airflow imports for us when it parses a DAG file, lists providers, or starts a command: nothing heavy."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAVY = {
+    "mlflow",
+    "kfp",
+    "kubernetes",
+    "kubernetes_asyncio",
+    "pandas",
+    "pyarrow",
+    "numpy",
+    "sklearn",
+    "torch",
+    "scipy",
+    "matplotlib",
+}
+"""Named by themselves, not by the modules below them."""
+DAGS = sorted((ROOT / "dags").glob("*.py"))
+
+PARSE = """
+import json, sys
+from airflow.dag_processing.dagbag import DagBag
+bag = DagBag(dag_folder=sys.argv[1])
+print(json.dumps({"errors": bag.import_errors, "dags": {each.dag_id: each.task_ids for each in bag.dags.values()}, "modules": sorted(sys.modules)}))
+"""
+
+PLAIN = """
+from airflow.sdk import dag, task
+
+@task
+def make(day: str) -> dict: ...
+
+@task
+def train(table: dict, depth: int) -> dict: ...
+
+@dag(schedule=None)
+def plain():
+    train.partial(table=make(day="{{ ds }}")).expand(depth=[1, 2])
+
+plain()
+"""
+
+OURS = """
+from airflow.sdk import dag, task, task_group
+from airflow_ml_provider import Dataset, Input, Metrics, Model, Output, ml_task
+from airflow_ml_provider.operators.gate import ModelGateOperator
+from airflow_ml_provider.operators.promotion import PromoteModelOperator
+
+@task.ml
+def make(day: str, table: Output[Dataset]) -> None:
+    import pandas
+
+@ml_task(retries=2)
+def train(table: Input[Dataset], depth: int, model: Output[Model], metrics: Output[Metrics]) -> None: ...
+
+@ml_task
+def pick(models: Input[list[Model]], champion: Input[Model] | None, best: Output[Model], scores: Output[Dataset]) -> None: ...
+
+@dag(schedule=None)
+def ours():
+    table = make(day="{{ ds }}")["table"]
+    fits = train.partial(table=table).expand(depth=[1, 2])
+    one = train(table, depth=3)
+
+    @task_group
+    def choice():
+        return pick(models=fits["model"], champion="models:/flights@champion")
+
+    chosen = choice()
+    gate = ModelGateOperator(
+        task_id="gate", challenger=chosen["best"], champion="models:/flights@champion", metrics=one["metrics"],
+        scores=chosen["scores"], rules=["auc >= 0.6"], compare="auc",
+    )
+    gate >> PromoteModelOperator(task_id="promote", model=chosen["best"], name="flights")
+
+ours()
+"""
+
+
+def run(code: str, *arguments: str) -> dict[str, object]:
+    """Run code in a fresh interpreter, and read the last line of what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=dict(os.environ),
+    )
+    assert done.returncode == 0, done.stderr
+    said: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    return said
+
+
+def heavy(modules: object) -> set[str]:
+    assert isinstance(modules, list)
+    return HEAVY & {str(each).partition(".")[0] for each in modules}
+
+
+@pytest.fixture(scope="module")
+def airflows_own(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """What Airflow imports by itself when it parses a DAG file of plain tasks."""
+    file = tmp_path_factory.mktemp("dags") / "plain.py"
+    file.write_text(PLAIN)
+    said = run(PARSE, str(file))
+    assert (said["errors"], said["dags"]) == ({}, {"plain": ["make", "train"]})
+    modules = said["modules"]
+    assert isinstance(modules, list)
+    return set(modules)
+
+
+@pytest.mark.parametrize("name", ["synthetic.py", *(each.name for each in DAGS)])
+def test_parsing_a_dag_file_imports_nothing_heavy(name: str, airflows_own: set[str], tmp_path: Path) -> None:
+    file = ROOT / "dags" / name
+    if name == "synthetic.py":
+        file = tmp_path / name
+        file.write_text(OURS)
+    said = run(PARSE, str(file))
+    assert said["errors"] == {}
+    assert said["dags"], "the file has no DAG"
+    modules = said["modules"]
+    assert isinstance(modules, list)
+    assert "airflow_ml_provider.operators.step" in modules
+    assert heavy(modules) - heavy(sorted(airflows_own)) == set()
+    clients = {"httpx", "airflow_ml_provider.hooks.mlflow", "airflow_ml_provider.operators.session"}
+    assert clients & set(modules) - airflows_own == set()
+
+
+def test_there_is_a_dag_to_parse() -> None:
+    assert DAGS
+
+
+@pytest.mark.parametrize(
+    ("airflow", "ours"),
+    [
+        ("pass", "from airflow_ml_provider.provider_info import get_provider_info as look"),
+        ("pass", "from airflow_ml_provider.cli import definition; look = lambda: definition.COMMANDS"),
+        ("import airflow.cli.cli_config", "from airflow_ml_provider.cli.definition import get_commands as look"),
+        ("import airflow.plugins_manager, airflow.listeners", "from airflow_ml_provider.plugin import AirflowMLPlugin as look"),
+    ],
+    ids=["provider", "commands", "commands of airflow", "plugin"],
+)
+def test_being_discovered_imports_neither_a_client_nor_anything_heavy(airflow: str, ours: str) -> None:
+    code = f"""
+    import json, sys
+    {airflow}
+    before = set(sys.modules)
+    {ours}
+    assert look()
+    print(json.dumps(sorted(set(sys.modules) - before)))
+    """
+    added = run(code)
+    assert heavy(added) == set()
+    assert isinstance(added, list)
+    assert {"httpx", "tenacity", "rich", "airflow_ml_provider.hooks.mlflow"} & set(added) == set()
+    if airflow == "pass":
+        assert not any(each.partition(".")[0] == "airflow" for each in added), "it would cost Airflow's own import"
