@@ -27,7 +27,12 @@ class Settings(BaseModel):
         ge=0,
         description="Seconds that a step waits for an MLflow server that is away, once before it starts and once at its end.",
     )
-    http_timeout_s: float = Field(default=10.0, gt=0, description="Seconds that one request to MLflow may wait for an answer.")
+    http_timeout_s: float = Field(
+        default=10.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds that one request to MLflow may wait for an answer.",
+    )
     http_retries: int = Field(
         default=3,
         ge=0,
@@ -74,5 +79,6 @@ def load_settings() -> Settings:
 
 
 def _expand_home(place: str) -> str:
-    home = os.environ.get("AIRFLOW_HOME") or str(Path.home() / "airflow")
-    return place.replace("{AIRFLOW_HOME}", home)
+    """Do what Airflow does to its defaults only, so that the option means the same wherever it is set."""
+    home = os.environ.get("AIRFLOW_HOME") or "~/airflow"
+    return place.replace("{AIRFLOW_HOME}", os.path.expandvars(Path(home).expanduser()))

@@ -25,7 +25,7 @@ ROLES = {"airflow_ml_provider.models.artifact.Input": "input", "airflow_ml_provi
 CONTEXT = "airflow.sdk.definitions.context.Context"
 REFERENCE = "airflow.sdk.definitions.xcom_arg.XComArg"
 TASK_ML = "airflow.sdk.definitions.decorators.TaskDecoratorCollection.ml"
-READ_ONLY = {"builtins.list": "typing.Sequence", "builtins.dict": "typing.Mapping"}
+READ_ONLY = {"builtins.list": "typing.Sequence", "builtins.tuple": "typing.Sequence", "builtins.dict": "typing.Mapping"}
 
 
 class StepPlugin(Plugin):

@@ -71,8 +71,8 @@ def _options() -> dict[str, Any]:
             "version_added": "0.1.0",
             "type": kinds[str(getattr(field.annotation, "__name__", "str"))],
             "example": None,
-            # Doubled braces: Airflow expands {AIRFLOW_HOME} and its like in defaults on its own.
-            "default": str(field.default).replace("{", "{{").replace("}", "}}"),
+            # Airflow expands defaults: {AIRFLOW_HOME} is meant so, {dag_id} is ours and doubled.
+            "default": str(field.default).replace("{dag_id}", "{{dag_id}}"),
         }
         for name, field in Settings.model_fields.items()
     }

@@ -140,7 +140,7 @@ class MLTask(_TaskDecorator):  # type: ignore[type-arg]  # private and generic i
         if isinstance(value, XComArg):
             raise ConfigError(
                 f"step {self.signature.step!r}: {name!r} is a reference, {value!r}, which Airflow does not resolve in the "
-                f"dictionaries of .expand_kwargs. Use .partial({name}=...) if all instances share it, .expand({name}=[...]) if not."
+                f"dictionaries of .expand_kwargs. Use .partial({name}=...) if all instances share it, else .expand({name}=[...])."
             )
 
     def _by_name(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ One try of a step around a block: the run is opened, the block runs, the run is 
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow_ml_provider.config import load_settings
-from airflow_ml_provider.exceptions import SupersededError
+from airflow_ml_provider.exceptions import ConfigError, SupersededError
 from airflow_ml_provider.hooks.mlflow import MlflowHook
 from airflow_ml_provider.models.run import StepRecord
 from airflow_ml_provider.operators.attempt import read_attempt
@@ -28,6 +29,8 @@ from airflow_ml_provider.tracking.runs import RunTree
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+
+log = logging.getLogger(__name__)
 
 
 class StepOperator(Protocol):
@@ -52,7 +55,19 @@ def open_step(operator: StepOperator, context: Context, params: Mapping[str, Any
     :return: The session; after the block its :meth:`StepSession.outputs` are stored.
     :raises RemoteUnavailableError: MLflow did not answer within the patience; a retry is safe.
     :raises SupersededError: a later try of this step is on record; a retry is pointless.
+    :raises AirflowFailException: in place of every ``ConfigError``, so that Airflow does not retry what a retry never mends.
     """
+    from airflow.sdk.exceptions import AirflowFailException
+
+    try:
+        with _opened(operator, context, params or {}) as session:
+            yield session
+    except ConfigError as error:
+        raise AirflowFailException(str(error)) from error
+
+
+@contextmanager
+def _opened(operator: StepOperator, context: Context, params: Mapping[str, Any]) -> Iterator[StepSession]:
     settings, hook = load_settings(), MlflowHook(operator.mlflow_conn_id)
     api, attempt = hook.api(settings), read_attempt(context)
     experiment = (operator.experiment or settings.experiment).replace("{dag_id}", attempt.identity.dag_id)
@@ -62,10 +77,11 @@ def open_step(operator: StepOperator, context: Context, params: Mapping[str, Any
         if tree.made_parent:
             settle_earlier(api, run.experiment_id, attempt, context["ti"])
         operator.mlflow_run_url = f"{api.server.url}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
+        log.info("MLflow run: %s", operator.mlflow_run_url)
         with tempfile.TemporaryDirectory(prefix="airflow-ml-") as scratch:
             record = StepRecord(conn_id=operator.mlflow_conn_id, attempt=attempt, run=run)
             session = StepSession(api, settings, record, Path(scratch), operator.artifact_root)
-            session.log_params(params or {})
+            session.log_params(params)
             environment = hook.client_environment(settings)
             with _closed_run(session, context), fluent.active_run(environment, run.run_id, run.experiment_id):
                 yield session
@@ -89,7 +105,7 @@ def _closed_run(session: StepSession, context: Context) -> Iterator[None]:
     except SupersededError:
         raise
     except BaseException as error:
-        retries = not isinstance(error, AirflowFailException) and ti.try_number <= (ti.max_tries or 0)
+        retries = not isinstance(error, AirflowFailException | ConfigError) and ti.try_number <= (ti.max_tries or 0)
         session.fail(error, "up_for_retry" if retries else "failed")
         raise
     if skip is not None:

@@ -197,14 +197,14 @@ class StepSession:
 
     def log_json(self, name: str, value: Any) -> None:
         """
-        Keep a JSON document among the run's artifacts.
+        Keep a JSON document among the run's artifacts, also when the step then fails.
 
         :param name: Its name, without ending.
         :param value: JSON value.
         """
-        artifact = self.write(name, Artifact)
-        artifact.path += ".json"
-        Path(artifact.path).write_text(json.dumps(value, indent=2, default=str))
+        file = self.scratch / f"{name}.json"
+        file.write_text(json.dumps(value, indent=2, default=str))
+        self.record.outputs.append(self._collect(Artifact(name, path=str(file), metadata={})))
 
     def outputs(self) -> dict[str, Any]:
         """
@@ -234,6 +234,9 @@ class StepSession:
             self.kept_at = spool.keep(self.settings.spool, self.record)
             log.warning("%s The record of this step is kept at %s meanwhile.", error, self.kept_at)
             self._send_later(self.kept_at)
+        for output in self.record.outputs:
+            if ref := output.stored:
+                log.info("Stored %s %s: %s (%s bytes, sha256 %s)", ref.type, ref.name, ref.uri, ref.size, ref.sha256)
 
     def fail(self, error: BaseException, state: str) -> None:
         """

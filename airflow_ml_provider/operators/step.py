@@ -101,20 +101,18 @@ class MLStepOperator(StepOperatorMixin, DecoratedOperator):
 
         :param context: Airflow's context.
         :return: What the function returned; for a step with outputs, their references.
-        :raises ConfigError: an argument does not fit; a retry never helps.
+        :raises AirflowFailException: an argument does not fit; a retry never helps, and there is none.
         :raises ArtifactError: an input is not what was recorded, or an output was never written.
         :raises RemoteUnavailableError: MLflow did not answer within the patience; a retry is safe.
         """
         from airflow_ml_provider.operators.execution import open_step
 
-        given = {**self.op_kwargs, **{key: context[key] for key in self._context_keys if key in context}}  # type: ignore[literal-required]
-        check_missing(self.signature, given)
-        plain = {
-            name: _convert(self.signature, each, given[name]) for name, each in self.signature.plain.items() if name in given
-        }
-        recorded = {name: value for name, value in plain.items() if name in self.op_kwargs}
-        with open_step(self, context, recorded) as session:
+        with open_step(self, context) as session:
             self.session = session
+            given: dict[str, Any] = {**{key: context.get(key) for key in self._context_keys}, **self.op_kwargs}
+            check_missing(self.signature, given)
+            plain = self._plain(given)
+            session.log_params({name: value for name, value in plain.items() if name not in self._context_keys})
             function = inspect.unwrap(self.python_callable)
             result = function(**self._artifacts(session, given), **plain)
             if self.signature.outputs and result is not None:
@@ -131,6 +129,14 @@ class MLStepOperator(StepOperatorMixin, DecoratedOperator):
         from airflow.sdk.definitions.context import KNOWN_CONTEXT_KEYS
 
         return (KNOWN_CONTEXT_KEYS & self.signature.plain.keys()) - self.op_kwargs.keys()
+
+    def _plain(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Give plain parameters their declared types; defaults are as much on record as what was passed."""
+        signature = self.signature
+        return {
+            name: _convert(signature, each, given[name]) if name in given else each.default
+            for name, each in signature.plain.items()
+        }
 
     def _artifacts(self, session: StepSession, given: Mapping[str, Any]) -> dict[str, Any]:
         """Bind inputs and outputs; an input that is not given keeps the function's default."""

@@ -39,6 +39,7 @@ class ArtifactStore:
         :param ref: Any reference; only ``models:/<name>@<alias>`` and ``models:/<name>/<version>`` change.
         :return: A reference whose URI names bytes, not a name that may move.
         :raises RemoteNotFoundError: there is no such model, version or alias.
+        :raises ArtifactError: there is, but the model that it names was deleted.
         :raises RemoteUnavailableError: MLflow did not answer; a retry is safe.
         """
         named = _MODEL_VERSION.match(ref.uri)
@@ -51,9 +52,17 @@ class ArtifactStore:
             )
             ref = ref.model_copy(update={"uri": found["model_version"]["source"], "run_id": found["model_version"].get("run_id")})
         model = _MODEL_ID.match(ref.uri)
-        if model and ref.sha256 is None:
+        if not model or ref.sha256 is not None:
+            return ref
+        try:
             return self._recorded(ref, model.group(1))
-        return ref
+        except RemoteNotFoundError as error:
+            if not named:
+                raise
+            raise ArtifactError(
+                f"{named.group(0)} names {ref.uri}, which was deleted in MLflow: {error}. Restore it, or move the alias "
+                f"(airflow-ml rollback {named.group(1)})."
+            ) from error
 
     def fetch(self, ref: ArtifactRef, folder: Path) -> tuple[Path, Written]:
         """

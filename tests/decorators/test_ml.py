@@ -149,7 +149,7 @@ class TestRefusedWhenTheDagIsParsed:
     @pytest.mark.parametrize(
         "call",
         [
-            lambda reference: show(reference),
+            show,
             lambda reference: show(1, values=[1, reference]),
             lambda reference: show({"deep": reference}),
             lambda reference: show.partial(value=reference),
@@ -185,7 +185,7 @@ class TestRefusedWhenTheDagIsParsed:
             (
                 lambda: train.expand_kwargs([{"depth": 1, "table": make(1)["table"]}]),
                 "step 'train': 'table' is a reference, make[\"table\"], which Airflow does not resolve in the dictionaries of "
-                ".expand_kwargs. Use .partial(table=...) if all instances share it, .expand(table=[...]) if not.",
+                ".expand_kwargs. Use .partial(table=...) if all instances share it, else .expand(table=[...]).",
             ),
             (lambda: show.expand(value=mapped()["table"]), 'is a plain value, but make["table"] is a Dataset.'),
             (lambda: pick.expand(models=mapped_models()), 'wants Input[list[Model]], but train["model"] is one Model.'),
@@ -225,7 +225,8 @@ class TestWorksLikeAnyTask:
     def test_a_step_used_twice_gets_unique_ids(self, example: DAG) -> None:
         first, second = make(1), make(2)
         assert example.task_ids == ["make", "make__1"]
-        assert (str(first["table"]) != str(second["table"])) and first["table"] != second["table"]
+        assert str(first["table"]) != str(second["table"])
+        assert first["table"] != second["table"]
         assert first["table"] == first["table"] != first["metrics"]
 
     def test_override_changes_the_task_and_keeps_the_step(self, example: DAG) -> None:

@@ -204,3 +204,17 @@ def test_a_store_that_only_mlflow_knows_is_a_place_as_well(tmp_path: Path) -> No
     assert place.read("a/b.txt", tmp_path / "out") == hash_file(tmp_path / "in")
     with pytest.raises(RemoteNotFoundError):
         place.read("a/none.txt", tmp_path / "out")
+
+
+def test_an_alias_whose_model_was_deleted_is_broken_not_absent(
+    recorder: Recorder, mlflow_api: MlflowApi, make_record: Make, make_output: MakeOutput, unique: str
+) -> None:
+    record = make_record(outputs=[make_output("model.pkl", "Model", b"pickled")])
+    recorder.send(record)
+    model_id = record.outputs[0].model_id
+    mlflow_api.post("registered-models/create", {"name": unique})
+    mlflow_api.post("model-versions/create", {"name": unique, "source": f"models:/{model_id}", "model_id": model_id})
+    mlflow_api.post("registered-models/alias", {"name": unique, "alias": "champion", "version": "1"})
+    mlflow_api.delete(f"logged-models/{model_id}", {})
+    with pytest.raises(ArtifactError, match=f"airflow-ml rollback {unique}"):
+        recorder.store.resolve(ArtifactRef(type="Model", name="champion", uri=f"models:/{unique}@champion"))

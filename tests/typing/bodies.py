@@ -11,7 +11,7 @@ from airflow_ml_provider import Dataset, Input, Metrics, Model, Output, ml_task
 def one(table: Input[Dataset], champion: Input[Model] | None, model: Output[Model], metrics: Output[Metrics]) -> None:
     table.path.upper()
     model.path += ".pkl"
-    champion.path  # E: Item "None" of "Model | None" has no attribute "path"
+    _ = champion.path  # E: Item "None" of "Model | None" has no attribute "path"
     table.log_metric("rows", 1)  # E: "Dataset" has no attribute "log_metric"
     metrics.log_metric("rows", "1")  # E: Argument 2 to "log_metric" of "Metrics" has incompatible type "str"; expected "float"
     model.metadata = 3  # E: Incompatible types in assignment (expression has type "int", variable has type "dict[str, Any]")
@@ -19,7 +19,7 @@ def one(table: Input[Dataset], champion: Input[Model] | None, model: Output[Mode
 
 @task.ml(retries=3)
 def two(models: Input[list[Model]], depth: int) -> dict[str, int]:
-    models.path  # E: "list[Model]" has no attribute "path"
+    _ = models.path  # E: "list[Model]" has no attribute "path"
     return {models[0].path: "x"}  # E: Dict entry 0 has incompatible type "str": "str"; expected "str": "int"
 
 

@@ -41,8 +41,10 @@ def pick(models: Input[list[Model]], note: str = "x") -> dict[str, int]:
 
 
 @ml_task(mlflow_conn_id="mlflow_default")
-def show(thing: Input[Artifact], options: dict[str, int], many: Input[list[Metrics]] | None = None) -> None:
-    options[thing.uri] = len(many or [])
+def show(
+    thing: Input[Artifact], options: dict[str, int], many: Input[list[Metrics]] | None = None, sizes: tuple[int, ...] = ()
+) -> None:
+    options[thing.uri] = len(many or sizes)
 
 
 @task
@@ -84,7 +86,7 @@ def example() -> None:
     pick(models=[fit["model"], "models:/x@champion"])
     pick([f"models:/{name}@champion" for name in "ab"])
     show(thing=fit["model"], many=[fit["metrics"]], options={"a": 1, "b": numbers(), "c": "{{ params.rows }}"})
-    show(thing=made["table"], many=fits["metrics"], options=count)
+    show(thing=made["table"], many=fits["metrics"], options=count, sizes=[1, numbers()])
 
     foreign(fit["model"])
     write = BashOperator(task_id="write", bash_command=f"echo {fit['model']}")

@@ -42,4 +42,4 @@ train.expand(model=[1])  # E: Unexpected keyword argument "model" for "expand"
 train.expand(table=["s3://a/b", 2])  # E: List item 1 has incompatible type "int"; expected "XComArg | str"
 # E: Argument "depth" to "expand" has incompatible type "int"; expected "Sequence[int | XComArg] | XComArg"
 train.override(retries=1).expand(depth=3)
-made["table"].path  # E: "XComArg" has no attribute "path"
+_ = made["table"].path  # E: "XComArg" has no attribute "path"
