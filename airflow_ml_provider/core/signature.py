@@ -170,6 +170,8 @@ def _refuse_bad_artifact(step: str, parameter: inspect.Parameter, role: Role, ki
         raise ConfigError(
             f"{where}: an output is one artifact, never a list, optional or with a default. Declare Output[{kind.type_name}]."
         )
+    if role == "input" and parameter.default is None and not optional:
+        raise ConfigError(f"{where}: None is not what it is declared to take. Declare Input[{kind.type_name}] | None.")
     if role == "input" and parameter.default not in (inspect.Parameter.empty, None):
         raise ConfigError(
             f"{where}: the default of an artifact can only be None, not {parameter.default!r}. Pass it in the call."

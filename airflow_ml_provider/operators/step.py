@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow.sdk import BaseOperator
 from airflow.sdk.bases.decorator import DecoratedOperator
 from pydantic import TypeAdapter, ValidationError
 
@@ -180,6 +179,3 @@ def _refuse_unplain(step: str, value: Any) -> None:
             f"step {step!r} returned {type(value).__name__}, which is not plain JSON ({error}). Write it to an Output[Dataset] "
             "or Output[Artifact], or return numbers, texts, lists and dictionaries of these."
         ) from error
-
-
-__all__ = ["BaseOperator", "MLStepOperator", "StepOperatorMixin"]

@@ -62,6 +62,9 @@ async def waits(table: Input[Dataset]) -> None: ...
 def starred(*tables: Input[Dataset]) -> None: ...
 def optional_output(table: Output[Dataset] | None) -> None: ...
 def defaulted(table: Input[Dataset] = "s3://x") -> None: ...  # type: ignore[assignment]
+def none_default(table: Input[Dataset] = None) -> None: ...  # type: ignore[assignment]
+
+
 def not_artifact(table: Input[int]) -> None: ...
 def unknown(table: Input[Nowhere]) -> None: ...  # type: ignore[name-defined]  # noqa: F821
 
@@ -75,6 +78,7 @@ def unknown(table: Input[Nowhere]) -> None: ...  # type: ignore[name-defined]  #
         (starred, "Name each parameter"),
         (optional_output, "Declare Output[Dataset]"),
         (defaulted, "can only be None"),
+        (none_default, "Declare Input[Dataset] | None"),
         (not_artifact, "not an artifact type"),
         (unknown, "Import what they name"),
     ],
