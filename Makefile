@@ -21,7 +21,7 @@ demo: setup ## Run two nights of retraining on a real Airflow and MLflow (ARGS=-
 	@exec $(BIN)/python -m demo $(ARGS)
 
 test: setup ## Run the test suite, two tests at a time
-	@exec $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	@exec $(BIN)/python -m pytest -n 2 --no-loadscope-reorder $(ARGS)
 
 lint: setup ## Check style and formatting
 	$(BIN)/ruff check $(ARGS) .

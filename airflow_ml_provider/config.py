@@ -25,7 +25,8 @@ class Settings(BaseModel):
     patience_s: float = Field(
         default=300.0,
         ge=0,
-        description="Seconds that a step waits for an MLflow server that is away, once before it starts and once at its end.",
+        description="Seconds that a step waits for an MLflow server that is away: to open its run, for each look-up or "
+        "input that it needs, and to send its record at the end.",
     )
     http_timeout_s: float = Field(
         default=10.0,

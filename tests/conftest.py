@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from xdist.scheduler.loadscope import LoadScopeScheduling
 
 # Airflow reads its environment when it is first imported, which is before any fixture: so it is set here.
 HOME = Path(os.environ.get("AIRFLOW_ML_TEST_HOME") or tempfile.mkdtemp(prefix="airflow-ml-tests-"))
@@ -37,6 +38,8 @@ from airflow_ml_provider.config import Settings  # noqa: E402
 from airflow_ml_provider.hooks.mlflow import MlflowApi, MlflowServer  # noqa: E402
 from tests import servers  # noqa: E402
 
+STACK = "tests/stack/"
+
 ALLOWED_SKIPS: frozenset[str] = frozenset()
 """Node ids that CI accepts as skipped; each with its reason beside it."""
 
@@ -52,6 +55,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         full = [each for each in items if each.get_closest_marker("full")]
         config.hook.pytest_deselected(items=full)
         items[:] = [each for each in items if each not in full]
+    items.sort(key=lambda each: STACK not in each.nodeid)  # the longest first
+
+
+class StackTogether(LoadScopeScheduling):
+    """One worker for all tests of the real stack, which is started once; the others are dealt out by file."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return STACK if STACK in nodeid else nodeid.split("::", 1)[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> StackTogether:
+    """Deal tests out to workers our way."""
+    return StackTogether(config, log)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

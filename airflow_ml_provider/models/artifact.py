@@ -22,6 +22,10 @@ WIRE_VERSION: Literal[1] = 1
 """Version of the XCom form of references; a reader refuses any other."""
 
 
+METADATA_SUFFIX = ".metadata.json"
+"""Ending of the file that keeps an output's metadata, beside the output."""
+
+
 class ArtifactRef(BaseModel):
     """
     Reference to one artifact of one step: small, plain JSON, complete in itself.
@@ -95,7 +99,7 @@ class OutputEntry(BaseModel):
     uri: str | None = None
     sha256: str
     size: int
-    metadata: str | None = None
+    metadata: bool | None = None
 
 
 class StepOutputs(BaseModel):
@@ -104,7 +108,9 @@ class StepOutputs(BaseModel):
 
     :param version: Version of this form.
     :param run_id: Nested MLflow run of the step.
-    :param outputs: Per output its type, digest, size, and its ``path`` in the run or its ``uri`` elsewhere.
+    :param outputs: Per output its type, digest, size, its ``path`` in the run or its ``uri`` elsewhere, and whether it
+        has metadata.
+    :param metadata: Folder of the run that holds the metadata of all of them; None when none has any.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -112,6 +118,7 @@ class StepOutputs(BaseModel):
     version: Literal[1] = WIRE_VERSION
     run_id: str
     outputs: dict[str, OutputEntry]
+    metadata: str | None = None
 
     @classmethod
     def of(cls, run_id: str, refs: Mapping[str, ArtifactRef]) -> StepOutputs:
@@ -132,10 +139,13 @@ class StepOutputs(BaseModel):
                 uri=None if inside else ref.uri,
                 sha256=ref.sha256 or "",
                 size=ref.size or 0,
-                metadata=ref.metadata.removeprefix(root) if ref.metadata else None,
+                # That of a LoggedModel is found through its tags.
+                metadata=True if ref.metadata and not ref.uri.startswith("models:") else None,
             )
 
-        return cls(run_id=run_id, outputs={name: entry(ref) for name, ref in refs.items()})
+        folders = {ref.metadata.removeprefix(root).rpartition("/")[0] for ref in refs.values() if ref.metadata}
+        outputs = {name: entry(ref) for name, ref in refs.items()}
+        return cls(run_id=run_id, outputs=outputs, metadata=next(iter(folders), None))
 
     def to_json(self) -> dict[str, Any]:
         """
@@ -191,7 +201,7 @@ class StepOutputs(BaseModel):
             sha256=entry.sha256,
             size=entry.size,
             run_id=self.run_id,
-            metadata=root + entry.metadata if entry.metadata else None,
+            metadata=f"{root}{self.metadata}/{name}{METADATA_SUFFIX}" if entry.metadata else None,
         )
 
 

@@ -83,7 +83,8 @@ def _opened(operator: StepOperator, context: Context, params: Mapping[str, Any])
             session = StepSession(api, settings, record, Path(scratch), operator.artifact_root)
             session.log_params(params)
             environment = hook.client_environment(settings)
-            with _closed_run(session, context), fluent.active_run(environment, run.run_id, run.experiment_id):
+            active = fluent.active_run(environment, run.run_id, run.experiment_id, attempt.try_number)
+            with _closed_run(session, context), active:
                 yield session
     finally:
         api.close()

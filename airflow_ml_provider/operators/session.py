@@ -226,7 +226,8 @@ class StepSession:
         :raises SupersededError: a later try has taken over, or the supervisor of this one is gone.
         :raises RemoteUnavailableError: patience has run out; says where the record lies; a retry is safe.
         """
-        self.record.outputs += [self._collect(artifact) for artifact in self._outputs.values()]
+        if state != "skipped":  # a step that skips itself need not have written anything
+            self.record.outputs += [self._collect(artifact) for artifact in self._outputs.values()]
         self._end("FINISHED", state)
         try:
             self.recorder.send(self.record)
@@ -265,7 +266,9 @@ class StepSession:
             self.recorder.tree.close(self.record.run.run_id, "FAILED", tags=self.record.tags)
 
     def kill(self) -> None:
-        """Close the run of a step that is being killed: one short request, since there are seconds left."""
+        """Close the run of a step that is being killed: few short requests, sent once, since there are seconds left."""
+        if self.record.status != "RUNNING":
+            return  # it has ended already: Airflow also calls this after an execution_timeout
         self.killed = True
         hasty = MlflowApi(self.api.server, self.settings.model_copy(update={"http_retries": 0, "http_timeout_s": 2.0}))
         try:

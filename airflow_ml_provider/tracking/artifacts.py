@@ -11,10 +11,13 @@ from typing import Any
 from airflow_ml_provider.exceptions import ArtifactError, ConfigError, RemoteNotFoundError
 from airflow_ml_provider.hooks.mlflow import MlflowApi
 from airflow_ml_provider.models.artifact import ArtifactRef
-from airflow_ml_provider.tracking.places import Place, Written, hash_file, hash_tree, place_for
+from airflow_ml_provider.tracking.places import Place, Written, hash_tree, place_for
 
 SHA256, SIZE, FILE, METADATA = "airflow.sha256", "airflow.size", "airflow.file", "airflow.metadata"
 """Tags of a LoggedModel: digest, bytes, the file's name if it is a single file, URI of its metadata."""
+
+ELSEWHERE = "airflow.uri"
+"""Tag of a LoggedModel whose bytes lie in an object store that the step has asked for."""
 
 _MODEL_ID = re.compile(r"^models:/(m-[0-9a-f]{32})(?:/(.*))?$")
 _MODEL_VERSION = re.compile(r"^models:/([^/@]+)(?:@([^/@]+)|/(\d+))$")
@@ -50,7 +53,7 @@ class ArtifactStore:
                 if alias
                 else self.api.get("model-versions/get", name=name, version=version)
             )
-            ref = ref.model_copy(update={"uri": found["model_version"]["source"], "run_id": found["model_version"].get("run_id")})
+            ref = _of_version(ref, found["model_version"])
         model = _MODEL_ID.match(ref.uri)
         if not model or ref.sha256 is not None:
             return ref
@@ -99,6 +102,9 @@ class ArtifactStore:
         :return: What its maker set; empty when there is none.
         :raises ArtifactError: it is not where it was recorded.
         """
+        model = _MODEL_ID.match(ref.uri)
+        if model and ref.metadata is None:
+            ref = self._recorded(ref, model.group(1))
         if ref.metadata is None:
             return {}
         place, path = self._locate(ref.metadata)
@@ -160,12 +166,14 @@ class ArtifactStore:
     def _recorded(self, ref: ArtifactRef, model_id: str) -> ArtifactRef:
         """Add what we have recorded of a LoggedModel; one that others made has nothing."""
         info = self.api.get(f"logged-models/{model_id}")["model"]["info"]
+        tags = _tags(info)
         self._roots[f"models:/{model_id}"] = info["artifact_uri"]
-        tags: Mapping[str, str] = {each["key"]: each["value"] for each in info.get("tags", [])}
-        file = f"/{tags[FILE]}" if tags.get(FILE) else ""
+        file = tags.get(FILE, "")
+        inside = f"models:/{model_id}/{file}" if file else f"models:/{model_id}"
+        outside = tags[ELSEWHERE] + ("" if file else "/") if ELSEWHERE in tags else None
         return ref.model_copy(
             update={
-                "uri": f"models:/{model_id}{file}",
+                "uri": outside or inside,
                 "sha256": tags.get(SHA256),
                 "size": int(tags[SIZE]) if SIZE in tags else None,
                 "run_id": info.get("source_run_id") or ref.run_id,
@@ -174,17 +182,16 @@ class ArtifactStore:
         )
 
 
-def hash_local(local: Path) -> Written:
-    """
-    Hash a local file or directory as :meth:`ArtifactStore.store` would.
+def _of_version(ref: ArtifactRef, version: Mapping[str, Any]) -> ArtifactRef:
+    """Follow a model version to what was registered; its tags keep the digest of what lies outside of MLflow."""
+    update = {"uri": version["source"], "run_id": version.get("run_id")}
+    if not _MODEL_ID.match(version["source"]):
+        update["sha256"] = _tags(version).get(SHA256)
+    return ref.model_copy(update=update)
 
-    :param local: File or directory.
-    :return: Digest and size.
-    """
-    if local.is_file():
-        return hash_file(local)
-    files = sorted(each for each in local.rglob("*") if each.is_file())
-    return hash_tree((each.relative_to(local).as_posix(), hash_file(each)) for each in files)
+
+def _tags(entity: Mapping[str, Any]) -> dict[str, str]:
+    return {each["key"]: each["value"] for each in entity.get("tags", [])}
 
 
 def _is_directory(ref: ArtifactRef) -> bool | None:

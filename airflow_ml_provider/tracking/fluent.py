@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ _AUTHENTICATION = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFL
 
 
 @contextmanager
-def active_run(environment: Mapping[str, str], run_id: str, experiment_id: str) -> Iterator[None]:
+def active_run(environment: Mapping[str, str], run_id: str, experiment_id: str, try_number: int) -> Iterator[None]:
     """
     Make a run the active one of this process while a step's function runs.
 
@@ -34,15 +35,17 @@ def active_run(environment: Mapping[str, str], run_id: str, experiment_id: str) 
     :param environment: What configures the client, from ``MlflowHook.client_environment``.
     :param run_id: The step's nested run.
     :param experiment_id: Its experiment.
+    :param try_number: Which try this is; from the second on, a parameter whose value has changed becomes a tag of the try.
     """
     before = dict(os.environ)
     wanted = {key: value for key, value in environment.items() if not (key in USERS_CHOICE and key in before)}
     for key in _AUTHENTICATION:
         os.environ.pop(key, None)  # another connection's login must not be sent to this server
     os.environ.update(wanted | {"MLFLOW_RUN_ID": run_id, "MLFLOW_EXPERIMENT_ID": experiment_id})
-    finder = _ActivateOnImport(run_id)
+    activation = _Activation(run_id, try_number)
+    finder = _OnImport(activation)
     if "mlflow" in sys.modules:
-        _activate(run_id)
+        activation.start()
     else:
         sys.meta_path.insert(0, finder)
     try:
@@ -50,18 +53,18 @@ def active_run(environment: Mapping[str, str], run_id: str, experiment_id: str) 
     finally:
         if finder in sys.meta_path:
             sys.meta_path.remove(finder)
-        _deactivate()
+        activation.stop()
         for key in {*environment, *_AUTHENTICATION, "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"}:
             os.environ.pop(key, None)
             if key in before:
                 os.environ[key] = before[key]
 
 
-class _ActivateOnImport(MetaPathFinder):
+class _OnImport(MetaPathFinder):
     """Finds ``mlflow`` as ever, and activates the run after its import."""
 
-    def __init__(self, run_id: str) -> None:
-        self.run_id = run_id
+    def __init__(self, activation: _Activation) -> None:
+        self.activation = activation
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:  # noqa: ARG002  (the protocol)
         if name != "mlflow":
@@ -74,30 +77,63 @@ class _ActivateOnImport(MetaPathFinder):
 
         def load_and_activate(module: ModuleType) -> None:
             load(module)
-            _activate(self.run_id)
+            self.activation.start()
 
         spec.loader.exec_module = load_and_activate  # type: ignore[method-assign]
         return spec
 
 
-def _activate(run_id: str) -> None:
-    import mlflow
+class _Activation:
+    """The step's run as the active one of the real client; what it needs of MLflow's private names stands here alone."""
 
-    try:
-        mlflow.start_run(run_id=run_id)
-        # Left set, mlflow.start_run(nested=True) would open this run again instead of one below it.
-        os.environ.pop("MLFLOW_RUN_ID", None)
-    except Exception as error:  # noqa: BLE001  (whatever it is, it must not fail the user's import)
-        log.warning("The step's MLflow run could not be made the active one: %s. It is tried again at the next call.", error)
+    def __init__(self, run_id: str, try_number: int) -> None:
+        self.run_id = run_id
+        self.try_number = try_number
+        self.store: Any = None
 
+    def start(self) -> None:
+        """Make the run active; whatever goes wrong must not fail the user's import."""
+        import mlflow
 
-def _deactivate() -> None:
-    """Send what waits and forget the active runs, without the status that ``mlflow.end_run`` would set."""
-    fluent = sys.modules.get("mlflow.tracking.fluent")
-    if fluent is None:
-        return
-    try:
-        fluent.flush_async_logging()
-    except Exception as error:  # noqa: BLE001  (the user's asynchronous logging failed; the step did not)
-        log.warning("What the step logged asynchronously could not be sent: %s", error)
-    fluent._active_run_stack.get().clear()  # noqa: SLF001  (no public way leaves the status alone; pinned by a contract test)
+        try:
+            mlflow.start_run(run_id=self.run_id)
+            # Left set, mlflow.start_run(nested=True) would open this run again instead of one below it.
+            os.environ.pop("MLFLOW_RUN_ID", None)
+            if self.try_number > 1:
+                self._keep_changed_params()
+        except Exception as error:  # noqa: BLE001  (whatever it is, it must not fail the user's import)
+            log.warning("The step's MLflow run could not be made the active one: %s. It is tried again at the next call.", error)
+
+    def stop(self) -> None:
+        """Send what waits and forget the active runs, without the status that ``mlflow.end_run`` would set."""
+        fluent: Any = sys.modules.get("mlflow.tracking.fluent")
+        if fluent is None:
+            return
+        try:
+            fluent.flush_async_logging()
+        except Exception as error:  # noqa: BLE001  (the user's asynchronous logging failed; the step did not)
+            log.warning("What the step logged asynchronously could not be sent: %s", error)
+        fluent._active_run_stack.get().clear()  # noqa: SLF001  (no public way leaves the status alone; pinned by a contract test)
+        if self.store is not None:
+            del self.store.log_batch, self.store.log_param
+
+    def _keep_changed_params(self) -> None:
+        """
+        Let a retry log a parameter anew: MLflow never changes one, and its refusal would fail every further try.
+
+        The two methods are replaced on this one store object, and only while the step runs.
+        """
+        from mlflow.entities import RunTag
+        from mlflow.tracking._tracking_service.utils import _get_store
+
+        self.store = store = _get_store()
+        log_batch, prefix = store.log_batch, f"try-{self.try_number}.param."
+
+        def log_batch_kept(run_id: str, metrics: Sequence[Any], params: Sequence[Any], tags: Sequence[Any]) -> None:
+            known = store.get_run(run_id).data.params if params else {}
+            changed = [each for each in params if known.get(each.key, each.value) != each.value]
+            moved = [RunTag(prefix + each.key, each.value) for each in changed]
+            log_batch(run_id, metrics, [each for each in params if each not in changed], [*tags, *moved])
+
+        store.log_batch = log_batch_kept
+        store.log_param = lambda run_id, param: log_batch_kept(run_id, [], [param], [])

@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 
 from airflow_ml_provider.exceptions import ArtifactError
 from airflow_ml_provider.hooks.mlflow import MlflowApi
-from airflow_ml_provider.models.artifact import ArtifactRef, MetricPoint, dump_metrics
+from airflow_ml_provider.models.artifact import METADATA_SUFFIX, ArtifactRef, MetricPoint, dump_metrics
 from airflow_ml_provider.models.run import OutputFile, StepRecord
-from airflow_ml_provider.tracking.artifacts import FILE, METADATA, SHA256, SIZE, ArtifactStore
+from airflow_ml_provider.tracking.artifacts import ELSEWHERE, FILE, METADATA, SHA256, SIZE, ArtifactStore
 from airflow_ml_provider.tracking.places import Written
 from airflow_ml_provider.tracking.runs import Run, RunTree, as_pairs
 
@@ -121,7 +121,7 @@ class Recorder:
         """Keep metadata as a file beside the artifact; that of Metrics is the artifact itself."""
         if not output.metadata or output.type == "Metrics":
             return None
-        path = f"try-{record.attempt.try_number}/{output.name}.metadata.json"
+        path = f"try-{record.attempt.try_number}/{output.name}{METADATA_SUFFIX}"
         with tempfile.TemporaryDirectory(prefix="airflow-ml-") as folder:
             local = Path(folder) / "metadata.json"
             local.write_text(json.dumps(output.metadata, indent=2, default=str))
@@ -156,7 +156,7 @@ class Recorder:
     def _finish_model(self, output: OutputFile, local: Path, written: Written, metadata: str | None) -> None:
         tags = {SHA256: written.sha256, SIZE: str(written.size), FILE: local.name if local.is_file() else ""}
         if "://" in output.target:
-            tags["airflow.uri"] = output.target
+            tags[ELSEWHERE] = output.target
         if metadata:
             tags[METADATA] = metadata
         path = f"logged-models/{output.model_id}"

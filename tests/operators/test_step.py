@@ -51,9 +51,11 @@ def test_a_night_is_on_record_from_data_to_model(run_dag: Any, unique: str, mlfl
         for step in range(5):
             metrics.log_metric("loss", 1 / (step + 1), step=step)
         Path(model.path).write_text("weights")
+        model.metadata["trees"] = 100
 
     @ml_task
     def judge(model: Input[Model], metrics: Input[Metrics], champion: Input[Model] | None) -> dict[str, Any]:
+        assert model.metadata == {"trees": 100}
         return {"model": Path(model.path).read_text(), "loss": metrics.metadata["loss"], "champion": champion}
 
     @dag(dag_id=unique, schedule=None, start_date=START, params={"window": 56, "api_token": "hidden-token"})
@@ -124,7 +126,11 @@ def test_the_users_own_mlflow_calls_land_in_the_steps_run(run_dag: Any, unique: 
 def test_a_retry_continues_the_record_of_the_try_before(run_dag: Any, unique: str, mlflow_api: MlflowApi) -> None:
     @ml_task
     def train(now: str, metrics: Output[Metrics], ti: Any = None) -> None:
+        import mlflow
+
         metrics.log_metric(f"try_{ti.try_number}", ti.try_number)
+        mlflow.log_params({"mine": ti.try_number, "same": "x"})
+        mlflow.log_param("also_mine", ti.try_number)
         if ti.try_number == 1:
             raise ValueError("the first try always fails")
 
@@ -136,9 +142,11 @@ def test_a_retry_continues_the_record_of_the_try_before(run_dag: Any, unique: st
     assert outcome.state == "success"
     (run,) = nested_runs(mlflow_api, unique).values()
     assert (metric(run, "try_1"), metric(run, "try_2")) == (1, 2)
-    assert run["data"]["params"] == [{"key": "now", "value": "1"}]
+    params = {each["key"]: each["value"] for each in run["data"]["params"]}
+    assert params == {"now": "1", "mine": "1", "also_mine": "1", "same": "x"}
     tags = tags_of(run)
-    assert tags["try-2.param.now"] == "2"
+    assert {tags[f"try-2.param.{name}"] for name in ("now", "mine", "also_mine")} == {"2"}
+    assert "try-2.param.same" not in tags
     assert tags["airflow.try_number"] == "2"
     assert tags["airflow.error"] == "ValueError: the first try always fails"
     assert status_of(run) == "FINISHED"
@@ -159,7 +167,7 @@ def test_a_failed_step_keeps_its_metrics_and_a_skipped_one_its_state(run_dag: An
         return 3  # type: ignore[return-value]
 
     @ml_task
-    def skips(metrics: Output[Metrics]) -> None:
+    def skips(metrics: Output[Metrics], never_written: Output[Dataset]) -> None:
         metrics.log_metric("before", 2.0)
         raise AirflowSkipException("nothing to do")
 
@@ -352,3 +360,21 @@ def test_an_overtaken_try_becomes_neither_result_nor_record(
     assert outcome.xcom("train") is None
     (run,) = nested_runs(mlflow_api, unique).values()
     assert (status_of(run), metric(run, "late"), tags_of(run)["airflow.try_number"]) == ("RUNNING", None, "2")
+
+
+def test_a_step_that_runs_out_of_time_is_failed_in_mlflow_as_in_airflow(run_dag: Any, unique: str, mlflow_api: MlflowApi) -> None:
+    @ml_task(execution_timeout=timedelta(seconds=1))
+    def slow(metrics: Output[Metrics]) -> None:
+        import time
+
+        metrics.log_metric("before", 1)
+        time.sleep(30)
+
+    @dag(dag_id=unique, schedule=None, start_date=START)
+    def example() -> None:
+        slow()
+
+    outcome = run_dag(example())
+    assert outcome.task("slow") == "failed"
+    (run,) = nested_runs(mlflow_api, unique).values()
+    assert (status_of(run), tags_of(run)["airflow.state"], metric(run, "before")) == ("FAILED", "failed", 1)

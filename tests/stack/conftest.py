@@ -87,12 +87,16 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "15",
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "3",
     }
+    stack = LocalStack(home / "state", dags=(DAGS, HERE / "dags"), environment=environment)
     kept = {key: os.environ.pop(key) for key in list(os.environ) if key.startswith("AIRFLOW")}  # dag.test()'s, not ours
     try:
-        with LocalStack(home / "state", dags=(DAGS, HERE / "dags"), environment=environment) as stack:
-            server = MlflowServer("mlflow_default", stack.mlflow_url)
-            settings = Settings(http_timeout_s=30, http_retries=3)
-            with stack.api() as airflow, MlflowApi(server, settings) as mlflow:
-                yield Site(stack, airflow, mlflow, signals)
+        stack.start()
     finally:
         os.environ.update(kept)
+    try:
+        server = MlflowServer("mlflow_default", stack.mlflow_url)
+        settings = Settings(http_timeout_s=30, http_retries=3)
+        with stack.api() as airflow, MlflowApi(server, settings) as mlflow:
+            yield Site(stack, airflow, mlflow, signals)
+    finally:
+        stack.stop()

@@ -7,7 +7,7 @@ import pytest
 from airflow_ml_provider.tracking.registry import ModelRegistry
 from tests.stack.conftest import Site, until
 
-pytestmark = [pytest.mark.stack, pytest.mark.xdist_group("stack"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
 DAG = "approval"
 
 

@@ -11,7 +11,7 @@ import pytest
 from airflow_ml_provider.tracking.runs import Run, status_of, tags_of
 from tests.stack.conftest import Site, until
 
-pytestmark = [pytest.mark.stack, pytest.mark.xdist_group("stack"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
 DAG = "faults"
 
 

@@ -17,7 +17,7 @@ from airflow_ml_provider.tracking.runs import run_id_of, status_of, tags_of
 from demo.processes import snapshot
 from tests.stack.conftest import Site, until
 
-pytestmark = [pytest.mark.stack, pytest.mark.xdist_group("stack"), pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(1200)]
 DAG, MODEL = "nightly_flight_delays", "flight-delays"
 STEPS = {"validate", "features", "train", "evaluate", "gate", "promote", "report"}
 

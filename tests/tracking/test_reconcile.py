@@ -14,7 +14,6 @@ from airflow_ml_provider.tracking.reconcile import (
     DELETED,
     AirflowView,
     Finding,
-    ParentWatch,
     Reconciler,
     ask_task_sdk,
     find_experiments,
@@ -397,7 +396,7 @@ def test_an_mlflow_that_does_not_answer_does_not_fail_the_step(night: Night) -> 
 
 def test_the_tree_remembers_whether_it_made_the_parent(night: Night) -> None:
     attempt = Attempt(identity=StepIdentity(dag_id=night.dag_id, run_id="night", task_id="train"), try_number=1, ti_id="one")
-    first, second = ParentWatch(night.api), ParentWatch(night.api)
+    first, second = RunTree(night.api), RunTree(night.api)
     first.open(night.dag_id, attempt)
     second.open(night.dag_id, attempt)
     assert (first.made_parent, second.made_parent) == (True, False)

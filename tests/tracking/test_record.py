@@ -169,9 +169,10 @@ def test_an_output_goes_where_the_step_asks_and_is_read_from_there(
     )
     recorder.send(record)
     assert stored(record, "table").uri == f"{root}/try-1/table.csv"
-    for name, folder in (("table", tmp_path / "1"), ("model", tmp_path / "2")):
-        folder.mkdir()
-        recorder.store.fetch(stored(record, name), folder)
+    by_id = ArtifactRef(type="Model", name="model", uri=f"models:/{record.outputs[1].model_id}")
+    for number, ref in enumerate([stored(record, "table"), stored(record, "model"), recorder.store.resolve(by_id)]):
+        (tmp_path / str(number)).mkdir()
+        assert ref.sha256 == recorder.store.fetch(ref, tmp_path / str(number))[1].sha256
 
 
 def test_the_registry_resolves_an_alias_to_bytes_with_their_digest(

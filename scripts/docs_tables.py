@@ -1,0 +1,223 @@
+#!/usr/bin/env python
+"""
+Writes the parts of the pages that the code knows better: ``python scripts/docs_tables.py``.
+
+A part stands between ``<!-- begin: name -->`` and ``<!-- end: name -->``; what is between them is replaced. A test asserts
+that the pages are what this makes.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from airflow_ml_provider import exceptions
+from airflow_ml_provider.cli.definition import COMMANDS, Command
+from airflow_ml_provider.config import SECTION, Settings
+from airflow_ml_provider.core.scoring import METRICS
+from airflow_ml_provider.core.states import DAG_RUN_STATUS, TASK_STATUS, task_status
+from airflow_ml_provider.models.gate import PairedComparison
+from airflow_ml_provider.operators.gate import ModelGateOperator
+from airflow_ml_provider.operators.promotion import PromoteModelOperator
+from airflow_ml_provider.operators.step import MLStepOperator
+from airflow_ml_provider.provider_info import get_provider_info
+from airflow_ml_provider.tracking.reconcile import AT_WORK
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+_PART = re.compile(r"(?P<begin><!-- begin: (?P<name>[\w-]+) -->\n).*?(?P<end><!-- end: (?P=name) -->)", re.DOTALL)
+_ROLE = re.compile(r":\w+:`~?(?:[\w.]+\.)?(\w+)`")
+_PARAM = re.compile(r"^:param (\w+): (.*?)(?=^:|^\S|\Z)", re.DOTALL | re.MULTILINE)
+
+LEFT_OPEN = "left open"
+TASK_NOTES = {
+    None: "Not scheduled yet, or cleared; the next try opens the run again.",
+    "restarting": "Cleared while it ran.",
+    "deferred": "No step of this package defers; the state may be that of a subclass.",
+    "up_for_retry": "This try failed; the next one opens the run again.",
+    "skipped": "A step that skips itself ends FINISHED. One found open was stopped: a timeout of the DAG run, a mark by hand.",
+    "failed": "In an ended DAG run, a run that its step left FINISHED becomes FAILED too.",
+    "upstream_failed": "It had run before, and was cleared together with what failed.",
+    "removed": "The task, or this index of a mapped task, is no more.",
+}
+DAG_RUN_NOTES = {
+    "queued": "Also a finished DAG run that was cleared: its first step opens the run again.",
+    "deleted": "Not Airflow's word: Airflow knows the DAG, and no such run of it.",
+}
+
+
+def render(text: str) -> str:
+    """
+    Fill the parts of a page.
+
+    :param text: The page.
+    :return: The page with its parts as the code has them now.
+    :raises KeyError: the page has a part that nothing makes.
+    """
+    return _PART.sub(lambda found: f"{found['begin']}{PARTS[found['name']]()}\n{found['end']}", text)
+
+
+def main() -> None:
+    """Write all pages."""
+    for page in PAGES:
+        page.write_text(render(page.read_text()))
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """
+    Write a Markdown table.
+
+    :param head: Titles of the columns.
+    :param rows: Cells; line breaks and bars are taken care of.
+    :return: The table, without a line break at the end.
+    """
+    lines = [head, ["---"] * len(head), *([cell(each) for each in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def cell(text: str) -> str:
+    """
+    Write reST text as one cell of Markdown.
+
+    :param text: Text of a docstring or a description.
+    :return: One line.
+    """
+    plain = _ROLE.sub(r"`\1`", text.partition("::\n")[0]).replace("``", "`")
+    return " ".join(plain.split()).replace("|", "\\|")
+
+
+def _options() -> str:
+    def row(name: str) -> list[str]:
+        field = Settings.model_fields[name]
+        limits = ", ".join(_limit(each) for each in field.metadata)
+        variable = f"`AIRFLOW__{SECTION.upper()}__{name.upper()}`"
+        return [f"`{name}`", f"`{field.default}`", limits, variable, field.description or ""]
+
+    head = ["Option", "Default", "Limits", "Environment variable", "Meaning"]
+    return table(head, [row(name) for name in Settings.model_fields])
+
+
+def _limit(bound: Any) -> str:
+    words = {"ge": "at least {:g}", "gt": "more than {:g}", "le": "at most {:g}", "min_length": "not empty"}
+    return ", ".join(said.format(getattr(bound, name)) for name, said in words.items() if hasattr(bound, name))
+
+
+def _connection() -> str:
+    (kind,) = get_provider_info()["connection-types"]
+    shown = kind["ui-field-behaviour"]
+    meanings = {
+        "host": "URL of the MLflow server, with a path if need be. No credentials in it.",
+        "login": "User of basic authentication. Empty: no authentication, or a bearer token.",
+        "password": "Password; without a login it is sent as a bearer token.",
+        "schema": "`http` or `https`, for a host that is a bare name; `http` by default.",
+        "port": "Port, for a host without one.",
+        "extra": "Not read.",
+    }
+    rows = [
+        [f"`{name}`", shown["relabeling"].get(name, "not in the form"), meaning]
+        for name, meaning in meanings.items()
+        if name in shown["relabeling"] or name in shown["hidden-fields"]
+    ]
+    return table(["Field", "Label in the form", "Meaning"], rows)
+
+
+def _arguments(of: type, without: Sequence[str] = ()) -> str:
+    said = dict(_PARAM.findall(inspect.getdoc(of) or ""))
+    declared = inspect.signature(of).parameters.values()
+    rows = [
+        [f"`{each.name}`", _default(each.default), said[each.name]]
+        for each in declared
+        if each.kind is each.KEYWORD_ONLY and each.name in said and each.name not in without
+    ]
+    return table(["Argument", "Default", "Meaning"], rows)
+
+
+def _comparison() -> str:
+    said = dict(_PARAM.findall(inspect.getdoc(PairedComparison) or ""))
+    fields = PairedComparison.model_fields.items()
+    rows = [[f"`{name}`", "required" if field.is_required() else f"`{field.default!r}`", said[name]] for name, field in fields]
+    return table(["Argument", "Default", "Meaning"], rows)
+
+
+def _default(value: object) -> str:
+    return "required" if value is inspect.Parameter.empty else f"`{value!r}`"
+
+
+def _metrics() -> str:
+    rows = [[f"`{name}`", "higher" if each.greater_is_better else "lower", each.labels] for name, each in METRICS.items()]
+    return table(["Metric", "Better is", "Labels"], rows)
+
+
+def _commands() -> str:
+    def row(command: Command) -> list[str]:
+        return [f"`airflow-ml {command.name}`", " ".join(map(_usage, command.options)), command.description]
+
+    def _usage(option: Any) -> str:
+        name, settings = option.flags[0], option.settings
+        if not name.startswith("-"):
+            return f"`{settings.get('metavar', name)}{' ...' if settings.get('nargs') == '+' else ''}`"
+        if settings.get("action") == "store_true":
+            return f"`[{name}]`"
+        default = settings.get("default")
+        return f"`[{name} {default or name.strip('-').upper()}]`"
+
+    return table(["Command", "Arguments (with defaults)", "What it does"], [row(each) for each in COMMANDS])
+
+
+def _task_states() -> str:
+    def row(state: str | None) -> list[str]:
+        waiting, ended = (_when_open(state, of) for of in ("running", "success"))
+        return [f"`{state or 'none'}`", TASK_STATUS[state], waiting, ended, TASK_NOTES.get(state, "")]
+
+    head = ["Airflow's task state", "Stands for", "Found open, DAG run goes on", "Found open, DAG run has ended", "Note"]
+    return table(head, [row(state) for state in TASK_STATUS])
+
+
+def _when_open(state: str | None, dag_run_state: str) -> str:
+    status = task_status(state, dag_run_state)
+    return LEFT_OPEN if state in AT_WORK or status == "RUNNING" else status
+
+
+def _dag_run_states() -> str:
+    rows = [[f"`{state}`", status, DAG_RUN_NOTES.get(state or "", "")] for state, status in DAG_RUN_STATUS.items()]
+    return table(["Airflow's DAG-run state", "Parent run", "Note"], rows)
+
+
+def _errors() -> str:
+    found = [each for each in vars(exceptions).values() if isinstance(each, type) and issubclass(each, exceptions.AirflowMLError)]
+    return table(["Error", "What it says"], [[f"`{each.__name__}`", inspect.getdoc(each) or ""] for each in found])
+
+
+def _region(file: str, name: str) -> Callable[[], str]:
+    def code() -> str:
+        text = (ROOT / file).read_text()
+        found = re.search(rf"# \[START {name}\]\n(.*?)\n# \[END {name}\]", text, re.DOTALL)
+        if found is None:
+            raise KeyError(f"{file} has no region {name}")
+        return f"```python\n{found[1]}\n```"
+
+    return code
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "first-steps": _region("dags/first_steps.py", "first_steps"),
+    "options": _options,
+    "connection": _connection,
+    "step-arguments": lambda: _arguments(MLStepOperator, without=["python_callable"]),
+    "gate-arguments": lambda: _arguments(ModelGateOperator),
+    "comparison-arguments": _comparison,
+    "promotion-arguments": lambda: _arguments(PromoteModelOperator),
+    "metrics": _metrics,
+    "commands": _commands,
+    "task-states": _task_states,
+    "dag-run-states": _dag_run_states,
+    "errors": _errors,
+}
+"""What makes each part."""
+
+
+if __name__ == "__main__":
+    main()
