@@ -156,14 +156,17 @@ def report(scores: Input[Dataset], day: str, verdict: str, picture: Output[Artif
     nights = runs.drop_duplicates("tags.day").set_index("tags.day").sort_index().filter(like="metrics.")
     figure = Figure(figsize=(12, 5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for name, values in nights.filter(["metrics.auc", "metrics.champion_auc"]).items():
-        left.plot(pd.to_datetime(nights.index), values, marker="o", label=name)
+    for metric, name in (("metrics.auc", "challenger"), ("metrics.champion_auc", "champion")):
+        if metric in nights:
+            left.plot(nights.index, nights[metric], marker="o", label=name)
+    left.set(title="AUC on the newest week, night by night", ylabel="AUC")
     left.legend()
-    left.tick_params("x", rotation=45)
+    left.tick_params("x", rotation=90)
     table = pd.read_parquet(scores.path)
     style = {"n_bins": 10, "strategy": "quantile", "ax": right}
     for name in table.columns.drop("label"):
         CalibrationDisplay.from_predictions(table["label"], table[name], name=name, **style)
+    right.set(title=f"Calibration, night of {day}", xlim=(0, 0.6), ylim=(0, 0.6))
     picture.path += ".png"
     figure.savefig(picture.path)
     page.path += ".html"

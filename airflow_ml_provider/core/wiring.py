@@ -11,7 +11,8 @@ from typing import NoReturn
 
 from airflow_ml_provider.core.signature import StepParameter, StepSignature
 from airflow_ml_provider.exceptions import ConfigError
-from airflow_ml_provider.models.artifact import ARTIFACT_TYPES, Artifact, ArtifactRef, StepOutputs
+from airflow_ml_provider.models.artifact import ARTIFACT_TYPES, Artifact
+from airflow_ml_provider.models.reference import ArtifactRef, StepOutputs
 
 SHOWN = 200
 _URI = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*:/|^/")

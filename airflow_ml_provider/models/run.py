@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from airflow_ml_provider.models.artifact import ArtifactRef, MetricPoint
+from airflow_ml_provider.models.artifact import MetricPoint
+from airflow_ml_provider.models.reference import ArtifactRef
 
 RunStatus = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 """The MLflow run states that we write."""

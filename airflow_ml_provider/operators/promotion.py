@@ -12,7 +12,8 @@ from airflow.sdk import BaseOperator
 from airflow_ml_provider.core.signature import StepParameter, StepSignature
 from airflow_ml_provider.exceptions import ConfigError
 from airflow_ml_provider.links.mlflow import MlflowRunLink
-from airflow_ml_provider.models.artifact import ArtifactRef, Model
+from airflow_ml_provider.models.artifact import Model
+from airflow_ml_provider.models.reference import ArtifactRef
 from airflow_ml_provider.operators.references import check_value
 from airflow_ml_provider.operators.step import StepOperatorMixin
 

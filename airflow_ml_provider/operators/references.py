@@ -14,7 +14,7 @@ from airflow.sdk.definitions.xcom_arg import PlainXComArg
 from airflow_ml_provider.core.signature import StepParameter, StepSignature
 from airflow_ml_provider.core.wiring import Source, check_output, check_source, check_text, refs_of
 from airflow_ml_provider.exceptions import ConfigError
-from airflow_ml_provider.models.artifact import StepOutputs
+from airflow_ml_provider.models.reference import StepOutputs
 
 
 @attrs.define(repr=False)

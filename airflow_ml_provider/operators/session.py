@@ -23,7 +23,8 @@ from airflow_ml_provider.exceptions import (
     SupersededError,
 )
 from airflow_ml_provider.hooks.mlflow import MlflowApi
-from airflow_ml_provider.models.artifact import Artifact, ArtifactRef, MetricPoint, Metrics, StepOutputs, load_metrics
+from airflow_ml_provider.models.artifact import Artifact, MetricPoint, Metrics, load_metrics
+from airflow_ml_provider.models.reference import ArtifactRef, StepOutputs
 from airflow_ml_provider.models.run import OutputFile, RunStatus, StepRecord
 from airflow_ml_provider.operators.attempt import redacted_text
 from airflow_ml_provider.tracking import spool
@@ -210,7 +211,7 @@ class StepSession:
         """
         Say what was stored, for XCom.
 
-        :return: Plain JSON of :class:`~airflow_ml_provider.models.artifact.StepOutputs`.
+        :return: Plain JSON of :class:`~airflow_ml_provider.models.reference.StepOutputs`.
         """
         refs = {each.name: each.stored for each in self.record.outputs if each.stored is not None}
         return StepOutputs.of(self.record.run.run_id, refs).to_json()

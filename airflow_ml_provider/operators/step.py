@@ -16,7 +16,8 @@ from airflow_ml_provider.core.signature import StepParameter, StepSignature, rea
 from airflow_ml_provider.core.wiring import check_missing
 from airflow_ml_provider.exceptions import ConfigError
 from airflow_ml_provider.links.mlflow import MlflowRunLink
-from airflow_ml_provider.models.artifact import Artifact, ArtifactRef, StepOutputs
+from airflow_ml_provider.models.artifact import Artifact
+from airflow_ml_provider.models.reference import ArtifactRef, StepOutputs
 from airflow_ml_provider.operators.references import StepReference
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any
 
 from airflow_ml_provider.exceptions import ArtifactError, ConfigError, RemoteNotFoundError
 from airflow_ml_provider.hooks.mlflow import MlflowApi
-from airflow_ml_provider.models.artifact import ArtifactRef
+from airflow_ml_provider.models.reference import ArtifactRef
 from airflow_ml_provider.tracking.places import Place, Written, hash_tree, place_for
 
 SHA256, SIZE, FILE, METADATA = "airflow.sha256", "airflow.size", "airflow.file", "airflow.metadata"

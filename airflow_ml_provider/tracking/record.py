@@ -10,21 +10,21 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from airflow_ml_provider.exceptions import ArtifactError
 from airflow_ml_provider.hooks.mlflow import MlflowApi
-from airflow_ml_provider.models.artifact import METADATA_SUFFIX, ArtifactRef, MetricPoint, dump_metrics
+from airflow_ml_provider.models.artifact import MetricPoint, dump_metrics
+from airflow_ml_provider.models.reference import METADATA_SUFFIX, ArtifactRef
 from airflow_ml_provider.models.run import OutputFile, StepRecord
 from airflow_ml_provider.tracking.artifacts import ELSEWHERE, FILE, METADATA, SHA256, SIZE, ArtifactStore
 from airflow_ml_provider.tracking.places import Written
-from airflow_ml_provider.tracking.runs import Run, RunTree, as_pairs
+from airflow_ml_provider.tracking.runs import PAIRS_PER_BATCH, Run, RunTree, as_pairs, batches
 
-METRICS_PER_BATCH, PAIRS_PER_BATCH = 1000, 100
-"""MLflow's limits of one log-batch request."""
+METRICS_PER_BATCH = 1000
+"""MLflow's limit of points in one log-batch request."""
 DIGEST_LENGTH = 36
 """MLflow's limit for the digest of a dataset; the whole sha256 stands in its source."""
 SOURCE_RUN, SOURCE_URI = "airflow.source_run_id", "airflow.uri"
@@ -32,8 +32,6 @@ SOURCE_RUN, SOURCE_URI = "airflow.source_run_id", "airflow.uri"
 INPUT_TAG_LENGTH = 500
 """MLflow's limit for the value of an input's tag."""
 MODEL_TYPES = {"Model"}
-
-T = TypeVar("T")
 
 
 class Recorder:
@@ -80,7 +78,7 @@ class Recorder:
         self._log_points(record)
 
     def _log_params(self, record: StepRecord, params: dict[str, str]) -> None:
-        for some in _batches(params.items(), PAIRS_PER_BATCH):
+        for some in batches(params.items(), PAIRS_PER_BATCH):
             self.api.post("runs/log-batch", {"run_id": record.run.run_id, "params": as_pairs(dict(some))})
 
     def _log_points(self, record: StepRecord) -> None:
@@ -238,9 +236,3 @@ def _point(point: MetricPoint) -> dict[str, Any]:
         value = "Infinity" if point.value > 0 else "-Infinity"
     written = {"key": point.key, "value": value, "timestamp": point.timestamp_ms, "step": point.step}
     return written | ({"model_id": point.model_id} if point.model_id else {})
-
-
-def _batches(items: Iterable[T], size: int) -> Iterator[Sequence[T]]:
-    left = iter(items)
-    while some := list(islice(left, size)):
-        yield some

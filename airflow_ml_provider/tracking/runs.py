@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
+from typing import Any, TypeVar
 
 from airflow_ml_provider.exceptions import ConfigError, RemoteNotFoundError, SupersededError
 from airflow_ml_provider.hooks.mlflow import MlflowApi
@@ -20,6 +22,9 @@ log = logging.getLogger(__name__)
 
 KEY, TRY, TI_ID, STATE = "airflow.key", "airflow.try_number", "airflow.ti_id", "airflow.state"
 PARENT = "mlflow.parentRunId"
+PAIRS_PER_BATCH = 100
+"""MLflow's limit of parameters, and of tags, in one log-batch request."""
+T = TypeVar("T")
 Run = dict[str, Any]
 """A run as MLflow's REST API answers it."""
 
@@ -59,6 +64,7 @@ class RunTree:
             parent = self._settle(self.find_parents(experiment_id, attempt.identity) or [parent])
             if tags_of(nested).get(PARENT) != run_id_of(parent):
                 self.set_tags(run_id_of(nested), {PARENT: run_id_of(parent)})
+            self._log_dag_run_params(parent, attempt)
         return OpenRun(
             run_id=run_id_of(nested),
             parent_run_id=run_id_of(parent),
@@ -194,10 +200,14 @@ class RunTree:
             "airflow.run_id": identity.run_id,
             STATE: "running",
         }
-        run = self._create(experiment_id, identity.run_id, tags | attempt.dag_run_tags)
-        if attempt.dag_run_params:
-            self.api.post("runs/log-batch", {"run_id": run_id_of(run), "params": as_pairs(attempt.dag_run_params)})
-        return run
+        return self._create(experiment_id, identity.run_id, tags | attempt.dag_run_tags)
+
+    def _log_dag_run_params(self, parent: Run, attempt: Attempt) -> None:
+        """Log the DAG run's params to the parent that has won; the others who raced say the same."""
+        known = {each["key"] for each in parent["data"].get("params", [])}
+        new = {key: value for key, value in attempt.dag_run_params.items() if key not in known}
+        for some in batches(new.items(), PAIRS_PER_BATCH):
+            self.api.post("runs/log-batch", {"run_id": run_id_of(parent), "params": as_pairs(dict(some))})
 
     def _open_nested(self, experiment_id: str, parent_run_id: str, attempt: Attempt) -> Run:
         tags = _nested_tags(parent_run_id, attempt)
@@ -221,7 +231,8 @@ class RunTree:
             log.info("Two tasks made the MLflow run of this DAG run: %s stays, %s goes.", run_id_of(winner), run_id_of(loser))
             for child in self.search([winner["info"]["experiment_id"]], f"tags.{PARENT} = '{run_id_of(loser)}'"):
                 self.set_tags(run_id_of(child), {PARENT: run_id_of(winner)})
-            self.api.post("runs/delete", {"run_id": run_id_of(loser)})
+            with suppress(ConfigError):  # somebody else who saw the race has deleted it already
+                self.api.post("runs/delete", {"run_id": run_id_of(loser)})
         return winner
 
 
@@ -287,6 +298,19 @@ def as_pairs(values: Mapping[str, str]) -> list[dict[str, str]]:
     :return: List of ``{"key": ..., "value": ...}``.
     """
     return [{"key": key, "value": value} for key, value in values.items()]
+
+
+def batches(items: Iterable[T], size: int) -> Iterator[Sequence[T]]:
+    """
+    Cut something long into what a request takes.
+
+    :param items: In order.
+    :param size: How many at most in one batch.
+    :return: The batches; none for nothing.
+    """
+    left = iter(items)
+    while some := list(islice(left, size)):
+        yield some
 
 
 def now_ms() -> int:

@@ -7,7 +7,8 @@ import pytest
 from airflow_ml_provider.core.signature import read_signature
 from airflow_ml_provider.core.wiring import Source, check_missing, check_names, check_output, check_source, check_text, refs_of
 from airflow_ml_provider.exceptions import ConfigError
-from airflow_ml_provider.models.artifact import Artifact, ArtifactRef, Dataset, Input, Model, Output, StepOutputs
+from airflow_ml_provider.models.artifact import Artifact, Dataset, Input, Model, Output
+from airflow_ml_provider.models.reference import ArtifactRef, StepOutputs
 
 
 def evaluate(

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from airflow_ml_provider.hooks.mlflow import MlflowApi
-from airflow_ml_provider.models.artifact import ArtifactRef, MetricPoint
+from airflow_ml_provider.models.artifact import MetricPoint
+from airflow_ml_provider.models.reference import ArtifactRef
 from airflow_ml_provider.models.run import Attempt, OutputFile, StepIdentity, StepRecord
 from airflow_ml_provider.tracking.record import Recorder
 from airflow_ml_provider.tracking.registry import ModelRegistry

@@ -11,8 +11,8 @@ import pytest
 from airflow_ml_provider.exceptions import ConfigError, RemoteNotFoundError
 from airflow_ml_provider.hooks.mlflow import MlflowApi
 from airflow_ml_provider.lineage.query import trace
-from airflow_ml_provider.models.artifact import ArtifactRef
 from airflow_ml_provider.models.lineage import Lineage, ModelURI
+from airflow_ml_provider.models.reference import ArtifactRef
 from airflow_ml_provider.tracking.runs import RunTree, now_ms
 from tests.lineage.nights import COMMIT, Night, outside
 

@@ -8,16 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_ml_provider.exceptions import ArtifactError, ConfigError
-from airflow_ml_provider.models.artifact import (
-    ArtifactRef,
-    Dataset,
-    MetricPoint,
-    Metrics,
-    Model,
-    StepOutputs,
-    dump_metrics,
-    load_metrics,
-)
+from airflow_ml_provider.models.artifact import Dataset, MetricPoint, Metrics, Model, dump_metrics, load_metrics
+from airflow_ml_provider.models.reference import ArtifactRef, StepOutputs
 
 RUN = "0123456789abcdef" * 2
 

@@ -10,7 +10,8 @@ import pytest
 
 from airflow_ml_provider.exceptions import ArtifactError, RemoteNotFoundError, SupersededError
 from airflow_ml_provider.hooks.mlflow import MlflowApi
-from airflow_ml_provider.models.artifact import ArtifactRef, MetricPoint
+from airflow_ml_provider.models.artifact import MetricPoint
+from airflow_ml_provider.models.reference import ArtifactRef
 from airflow_ml_provider.models.run import OutputFile, StepRecord
 from airflow_ml_provider.tracking.artifacts import ArtifactStore
 from airflow_ml_provider.tracking.places import MlflowStorePlace, hash_file
