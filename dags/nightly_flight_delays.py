@@ -9,6 +9,7 @@ from datetime import timedelta
 
 import pendulum
 from airflow.sdk import dag, task
+from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_ml_provider import Artifact, Dataset, Input, Metrics, Model, Output
 from airflow_ml_provider.operators.gate import ModelGateOperator
@@ -42,7 +43,7 @@ def validate(day: str, flights: Output[Dataset], weather: Output[Dataset]) -> No
         rows = raw["date"].value_counts().reindex(days, fill_value=0)
         if rows.min() < least:
             first, last = raw["date"].min(), raw["date"].max()
-            raise ValueError(
+            raise AirflowFailException(  # a retry finds no other data
                 f"The night of {day} needs {days[0]:%F} to {days[-1]:%F} whole, and {file} has {rows.min()} rows on "
                 f"{rows.idxmin():%F}, fewer than {least}. It covers {first:%F} to {last:%F}: run a night from "
                 f"{first + pd.Timedelta(days=len(days) + 1):%F} to {last + pd.Timedelta(days=2):%F}."

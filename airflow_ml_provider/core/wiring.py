@@ -15,6 +15,7 @@ from airflow_ml_provider.models.artifact import ARTIFACT_TYPES, Artifact
 from airflow_ml_provider.models.reference import ArtifactRef, StepOutputs
 
 SHOWN = 200
+_PASSWORD = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://[^/@]*:[^/@]+@")
 _URI = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*:/|^/")
 
 
@@ -147,6 +148,11 @@ def check_text(step: str, parameter: StepParameter, text: str) -> None:
     :param text: A URI or an absolute path; a template is looked at when it is rendered.
     :raises ConfigError: it is neither; a retry never helps.
     """
+    if _PASSWORD.match(text):
+        raise ConfigError(
+            f"step {step!r}, parameter {parameter.name!r}: the URI holds a password, and what a step reads is on record. "
+            "Name an Airflow connection instead: s3://conn_id@bucket/key."
+        )
     if "{{" in text or "{%" in text or _URI.match(text):
         return
     raise ConfigError(

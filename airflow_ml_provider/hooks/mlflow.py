@@ -12,7 +12,6 @@ import json
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 from urllib.parse import quote, urlsplit
 
@@ -29,33 +28,13 @@ from tenacity import (
 
 from airflow_ml_provider.config import Settings, load_settings
 from airflow_ml_provider.exceptions import ConfigError, RemoteNotFoundError, RemoteUnavailableError
+from airflow_ml_provider.hooks.mlflow_server import MlflowServer, server_url
 
 log = logging.getLogger(__name__)
 
 API_PREFIX = "/api/2.0/mlflow/"
 ARTIFACT_PREFIX = "/api/2.0/mlflow-artifacts/artifacts/"
-_CHUNK = 1 << 20
 _TOO_MANY, _SERVER_ERROR = 429, 500
-
-
-@dataclass(frozen=True)
-class MlflowServer:
-    """
-    Address and credentials of one MLflow server.
-
-    :param conn_id: Airflow connection that it was read from, for messages.
-    :param url: Root URL without a slash at the end and without credentials.
-    :param username: For basic authentication; empty otherwise.
-    :param password: Password, or the bearer token when there is no user name; empty for neither.
-    """
-
-    conn_id: str
-    url: str
-    username: str = ""
-    password: str = ""
-
-    def __repr__(self) -> str:
-        return f"MlflowServer(conn_id={self.conn_id!r}, url={self.url!r})"
 
 
 class MlflowApi:
@@ -155,13 +134,15 @@ class MlflowApi:
         :param size: Their number.
         :raises RemoteUnavailableError: the server or the connection failed; a retry is safe.
         """
-        self._send(
+        answer = self._send(
             "PUT",
             ARTIFACT_PREFIX + quote(path),
             content=chunks,
             headers={"Content-Length": str(size), "Content-Type": "application/octet-stream"},
             repeatable=False,
         )
+        if answer.text.strip() not in {"", "{}"}:  # a login page in front of MLflow also answers 200
+            raise self._error(answer, f"PUT {path}")
 
     @contextmanager
     def download(self, path: str) -> Iterator[Iterator[bytes]]:
@@ -169,16 +150,16 @@ class MlflowApi:
         Read one file through the server's artifact proxy, by stream; asked once.
 
         :param path: As for :meth:`upload`.
-        :return: The bytes in pieces of at most 1 MiB.
+        :return: The bytes in small pieces (64 KiB).
         :raises RemoteNotFoundError: there is no such file.
         :raises RemoteUnavailableError: the server or the connection failed; a retry is safe.
         """
         try:
             with self._http.stream("GET", ARTIFACT_PREFIX + quote(path)) as answer:
-                if answer.is_error:
+                if not answer.is_success:
                     answer.read()
                     raise self._error(answer, f"GET {path}")
-                yield answer.iter_bytes(_CHUNK)
+                yield answer.iter_bytes()  # as they come from the socket: larger pieces would be copied together first
         except httpx.HTTPError as error:
             raise self._unavailable(f"GET {path}", error) from error
 
@@ -229,7 +210,7 @@ class MlflowApi:
                     answer = self._http.request(method, url, **request)
                 except httpx.HTTPError as error:
                     raise self._unavailable(f"{method} {url}", error) from error
-                if answer.is_error:
+                if not answer.is_success:
                     raise self._error(answer, f"{method} {url}")
                 return answer
         raise AssertionError("unreachable: the last attempt raises")  # for the type checker
@@ -258,6 +239,9 @@ class MlflowApi:
                 f"{said}. The server does not know itself by the name {host!r}: start it with --allowed-hosts {host} "
                 "(or MLFLOW_SERVER_ALLOWED_HOSTS), or use an address that it allows."
             )
+        if answer.is_success or answer.is_redirect:
+            where_to = answer.headers.get("location", "a page")
+            return ConfigError(f"{said}. That is not MLflow but a proxy or a login page ({where_to}): use an address behind it.")
         remedy = {
             401: "Check login and password (or the token in the password field) of the connection.",
             403: "The user of the connection lacks the permission: grant it in MLflow.",
@@ -300,7 +284,13 @@ class MlflowHook(BaseHook):
                 "--conn-type mlflow --conn-host http://<mlflow server>:5000"
             ) from error
         url = server_url(self.mlflow_conn_id, found.host, found.port, found.schema)
-        return MlflowServer(self.mlflow_conn_id, url, found.login or "", found.password or "")
+        login, password = (found.login or "").strip(), (found.password or "").strip()
+        if not all(each.isprintable() for each in login + password) or not (login or password.isascii()):
+            raise ConfigError(
+                f"connection {self.mlflow_conn_id!r}: login or password holds characters that cannot be sent (a line end, or "
+                "letters outside of ASCII in a token). Enter it again."
+            )
+        return MlflowServer(self.mlflow_conn_id, url, login, password)
 
     def api(self, settings: Settings | None = None) -> MlflowApi:
         """
@@ -353,30 +343,6 @@ class MlflowHook(BaseHook):
                 return True, f"MLflow {api.version()} at {api.server.url} answers."
         except (ConfigError, RemoteUnavailableError, RemoteNotFoundError) as error:
             return False, str(error)
-
-
-def server_url(conn_id: str, host: str | None, port: int | None, schema: str | None) -> str:
-    """
-    Build the server's URL from a connection's fields.
-
-    :param conn_id: For messages.
-    :param host: A URL with a path if need be, or a host name alone.
-    :param port: Port, if it is not in ``host``.
-    :param schema: ``http`` or ``https``, if it is not in ``host``; ``http`` by default.
-    :return: URL without a slash at the end.
-    :raises ConfigError: no host, credentials in the URL, or another scheme; a retry never helps.
-    """
-    if not host:
-        raise ConfigError(f"connection {conn_id!r} has no host. Set it to the URL of the MLflow server, http://mlflow:5000.")
-    parts = urlsplit(host if "://" in host else f"{schema or 'http'}://{host}")
-    if parts.username or parts.password:
-        raise ConfigError(f"connection {conn_id!r}: the host holds credentials. Move them to the login and password fields.")
-    if parts.scheme not in {"http", "https"}:
-        raise ConfigError(
-            f"connection {conn_id!r}: scheme {parts.scheme!r} is not http or https. Give the URL of an MLflow server."
-        )
-    netloc = parts.netloc if parts.port or not port else f"{parts.netloc}:{port}"
-    return f"{parts.scheme}://{netloc}{parts.path.rstrip('/')}"
 
 
 def _error_body(answer: httpx.Response) -> tuple[str, str]:

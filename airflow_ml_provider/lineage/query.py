@@ -7,6 +7,7 @@ Only ids are followed, which MLflow finds by primary key; nothing is searched fo
 from __future__ import annotations
 
 import json
+import re
 from collections import deque
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ from airflow_ml_provider.tracking.runs import TRY, RunTree, run_id_of, status_of
 
 DEPTH_LIMIT = 50
 """Steps from the model to the farthest run that is looked at: a model that is tuned further each night has no end."""
+_MADE_BY_TRY = re.compile(r"/try-(\d+)/")
 SOURCE_RUN, SOURCE_URI = "airflow.source_run_id", "airflow.uri"
 """Tags of a dataset input; MLflow keeps one source per name and digest in an experiment, the first, but tags per run."""
 GIT_COMMIT = "mlflow.source.git.commit"
@@ -75,6 +77,8 @@ class _Walk:
         self.models: list[LoggedModel] = []
         self.gaps: list[Gap] = []
         self._seen: set[str] = set()
+        self._tries: dict[str, str] = {}
+        """Which try of a run made what led there; the tries of a step share its run."""
 
     def follow(self, run_id: str) -> None:
         """Read a run and all that lie behind it."""
@@ -100,11 +104,17 @@ class _Walk:
         except RemoteNotFoundError:
             self._miss(model_id, "model deleted in MLflow")
             return None
-        return _model(found)
+        model, number = _model(found), _pairs(found["info"].get("tags", [])).get(TRY)
+        if model.run_id and number:
+            self._tries.setdefault(model.run_id, number)
+        return model
 
     def _behind(self, step: StepRun) -> list[str]:
         """Name the runs that made what a step has read."""
         runs = [each.run_id for each in step.datasets if each.run_id]
+        for each in step.datasets:
+            if each.run_id and (made := _MADE_BY_TRY.search(each.uri or "")):
+                self._tries.setdefault(each.run_id, made[1])
         for model_id in step.models:
             if model_id not in self._seen:
                 model = self.read_model(model_id)
@@ -115,7 +125,7 @@ class _Walk:
 
     def _read_step(self, run_id: str) -> StepRun | None:
         try:
-            return _step(self.api.server.url, self.tree.get(run_id))
+            return _step(self.api.server.url, self.tree.get(run_id), self._tries.get(run_id))
         except RemoteNotFoundError:
             self._miss(run_id, "run deleted in MLflow for good; what it had read is not known any more")
             return None
@@ -158,8 +168,9 @@ def _model(found: Mapping[str, Any]) -> LoggedModel:
     )
 
 
-def _step(server_url: str, run: dict[str, Any]) -> StepRun:
+def _step(server_url: str, run: dict[str, Any], number: str | None) -> StepRun:
     info, tags, inputs = run["info"], tags_of(run), run.get("inputs", {})
+    read = _of_try(inputs.get("dataset_inputs", []), number or tags.get(TRY))
     return StepRun(
         run_id=run_id_of(run),
         url=f"{server_url}/#/experiments/{info['experiment_id']}/runs/{run_id_of(run)}",
@@ -179,11 +190,20 @@ def _step(server_url: str, run: dict[str, Any]) -> StepRun:
         params=_sorted(_pairs(run["data"].get("params", []))),
         metrics=_metrics(run["data"].get("metrics", [])),
         # MLflow keeps no order among them.
-        datasets=tuple(
-            sorted((_dataset(each) for each in inputs.get("dataset_inputs", [])), key=lambda each: (each.name, each.digest))
-        ),
+        datasets=tuple(sorted((_dataset(each) for each in read), key=lambda each: (each.name, each.digest))),
         models=tuple(sorted(each["model_id"] for each in inputs.get("model_inputs", []))),
     )
+
+
+def _of_try(inputs: Iterable[Mapping[str, Any]], number: str | None) -> list[Mapping[str, Any]]:
+    """Leave out what only other tries of the step have read; what they have read alike is on record once, for the first."""
+    by_name: dict[str, list[Mapping[str, Any]]] = {}
+    for each in inputs:
+        by_name.setdefault(str(each["dataset"]["name"]), []).append(each)
+    chosen: list[Mapping[str, Any]] = []
+    for group in by_name.values():
+        chosen += [each for each in group if _pairs(each.get("tags", [])).get(TRY) == number] or group
+    return chosen
 
 
 def _dataset(found: Mapping[str, Any]) -> DatasetRead:

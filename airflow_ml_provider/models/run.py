@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import posixpath
 import re
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -13,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from airflow_ml_provider.models.artifact import MetricPoint
 from airflow_ml_provider.models.reference import ArtifactRef
 
+NAME_LENGTH = 250
+"""Characters that MLflow takes of a name."""
 RunStatus = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 """The MLflow run states that we write."""
 
@@ -159,6 +162,17 @@ class StepRecord(BaseModel):
     end_time_ms: int | None = None
 
 
+def mlflow_name(name: str) -> str:
+    """
+    Write a name as MLflow takes one for a metric, a parameter or a tag.
+
+    :param name: Any text.
+    :return: The same, what MLflow refuses replaced by ``_``, cut to its 250 characters.
+    """
+    plain = re.sub(r"[^\w./: -]", "_", name)[:NAME_LENGTH]
+    return posixpath.normpath(plain).lstrip("/.") or "_" if "/" in plain or plain.startswith(".") else plain or "_"
+
+
 def params_as_text(params: Mapping[str, Any], limit: int = 6000) -> dict[str, str]:
     """
     Write parameters as MLflow keeps them.
@@ -175,7 +189,7 @@ def params_as_text(params: Mapping[str, Any], limit: int = 6000) -> dict[str, st
         tail = f"... ({len(plain)} characters, sha256 {hashlib.sha256(plain.encode()).hexdigest()})"
         return plain[: limit - len(tail)] + tail
 
-    return {name: text(value) for name, value in params.items()}
+    return {mlflow_name(name): text(value) for name, value in params.items()}
 
 
 def _digest(parts: list[Any]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_ml_provider._compat import redact
 from airflow_ml_provider._version import __version__
-from airflow_ml_provider.models.run import Attempt, StepIdentity, params_as_text
+from airflow_ml_provider.models.run import Attempt, StepIdentity, mlflow_name, params_as_text
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -72,7 +72,7 @@ def _dag_run_tags(context: Context) -> dict[str, str]:
     run_type = getattr(dag_run.run_type, "value", dag_run.run_type)
     tags = {"airflow.run_type": str(run_type)}
     if dag_run.conf:
-        tags |= {f"airflow.conf.{key}": text for key, text in redacted_text(dag_run.conf).items()}
+        tags |= {mlflow_name(f"airflow.conf.{key}"): text for key, text in redacted_text(dag_run.conf).items()}
     return tags
 
 

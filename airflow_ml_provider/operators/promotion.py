@@ -127,6 +127,7 @@ class PromoteModelOperator(StepOperatorMixin, BaseOperator):
         }
         said = {key: value for key, value in tags.items() if value} | dict(self.tags or {})
         version = registry.register(self.name, source, run_id=ref.run_id or "", model_id=model_id, tags=said)
+        session.require_current()
         moved = registry.promote(self.name, version.version, alias=self.alias, previous_alias=self.previous_alias)
         return version, moved
 

@@ -16,6 +16,7 @@ from airflow_ml_provider.config import Settings
 from airflow_ml_provider.core.signature import StepParameter
 from airflow_ml_provider.core.wiring import refs_of
 from airflow_ml_provider.exceptions import (
+    AirflowMLError,
     ArtifactError,
     ConfigError,
     RemoteNotFoundError,
@@ -25,7 +26,7 @@ from airflow_ml_provider.exceptions import (
 from airflow_ml_provider.hooks.mlflow import MlflowApi
 from airflow_ml_provider.models.artifact import Artifact, MetricPoint, Metrics, load_metrics
 from airflow_ml_provider.models.reference import ArtifactRef, StepOutputs
-from airflow_ml_provider.models.run import OutputFile, RunStatus, StepRecord
+from airflow_ml_provider.models.run import OutputFile, RunStatus, StepRecord, mlflow_name
 from airflow_ml_provider.operators.attempt import redacted_text
 from airflow_ml_provider.tracking import spool
 from airflow_ml_provider.tracking.artifacts import ArtifactStore
@@ -158,7 +159,10 @@ class StepSession:
 
         :param point: The point.
         """
-        self.record.metrics.append(point)
+        name = mlflow_name(point.key)
+        if name != point.key:
+            log.warning("MLflow takes no metric named %r; it is kept as %r.", point.key, name)
+        self.record.metrics.append(point.model_copy(update={"key": name}))
         if len(self.record.metrics) < METRICS_PER_BATCH and time.monotonic() - self._flushed_at < FLUSH_EVERY_S:
             return
         if time.monotonic() < self._flushed_at:  # the server was away a moment ago
@@ -232,10 +236,15 @@ class StepSession:
         self._end("FINISHED", state)
         try:
             self.recorder.send(self.record)
+        except SupersededError:
+            raise
         except RemoteUnavailableError as error:
-            self.kept_at = spool.keep(self.settings.spool, self.record)
-            log.warning("%s The record of this step is kept at %s meanwhile.", error, self.kept_at)
-            self._send_later(self.kept_at)
+            log.warning("%s %s", error, self._keep())
+            self._send_later()
+        except AirflowMLError as error:
+            where = self._keep()
+            self.record.status = "RUNNING"  # not ended well after all: fail() is next
+            raise type(error)(f"{error} {where}") from error
         for output in self.record.outputs:
             if ref := output.stored:
                 log.info("Stored %s %s: %s (%s bytes, sha256 %s)", ref.type, ref.name, ref.uri, ref.size, ref.sha256)
@@ -247,24 +256,21 @@ class StepSession:
         :param error: Why.
         :param state: Airflow's state, for the tag.
         """
-        if self.kept_at:  # it had ended well, and its record says so
+        if self.record.status == "FINISHED":  # it had ended well; its record is kept and says so
             return
         text = f"{type(error).__name__}: {error}"
         self.record.tags["airflow.error"] = str(redact(text))[:ERROR_LENGTH]
         try:
             self._end("FAILED", state)
-            self.recorder.send(self.record)
-        except RemoteUnavailableError as unavailable:
-            try:
-                place = spool.keep(self.settings.spool, self.record)
-                log.warning("%s What the failed step had logged is kept: airflow-ml resend %s", unavailable, place)
-            except ArtifactError as lost:
-                log.warning("%s %s", unavailable, lost)
-        except (SupersededError, RemoteNotFoundError) as other:
-            log.warning("The run of the failed step was not closed: %s", other)
-        except (ConfigError, ArtifactError) as refused:
-            log.warning("MLflow did not take all that the failed step had logged: %s", refused)
-            self.recorder.tree.close(self.record.run.run_id, "FAILED", tags=self.record.tags)
+            if self.kept_at:  # the outputs are safe there, and cannot be stored now
+                self.record.outputs = [each for each in self.record.outputs if each.stored is not None]
+            self.recorder.log(self.record)
+            self.recorder.store_outputs(self.record)
+        except SupersededError as superseded:
+            log.warning("%s", superseded)
+        except Exception as other:  # noqa: BLE001  (whatever it is, the step's own error is the one to tell)
+            where = self.kept_at or self._keep()
+            log.warning("What the failed step had logged could not be sent: %s %s", other, where)
 
     def kill(self) -> None:
         """Close the run of a step that is being killed: few short requests, sent once, since there are seconds left."""
@@ -281,26 +287,48 @@ class StepSession:
         finally:
             hasty.close()
 
+    def require_current(self) -> None:
+        """
+        Refuse to go on where a later try has taken over; to be asked before something outside of the run is changed.
+
+        :raises SupersededError: this try was killed, lost its supervisor, or was overtaken.
+        """
+        self._require_supervised()
+        self.recorder.tree.check_current(self.record.run.run_id, self.record.attempt)
+
     def _end(self, status: RunStatus, state: str) -> None:
+        self._require_supervised()
+        self.record.status = status
+        self.record.end_time_ms = now_ms()
+        self.record.tags[STATE] = state
+
+    def _require_supervised(self) -> None:
         if self.killed or os.getppid() != self._supervisor:
             raise SupersededError(
                 f"step {self.record.attempt.identity.label!r}: this try was killed or lost its supervisor, so Airflow counts "
                 "it as failed whatever it returns. It records nothing more."
             )
-        self.record.status = status
-        self.record.end_time_ms = now_ms()
-        self.record.tags[STATE] = state
 
-    def _send_later(self, place: str) -> None:
+    def _keep(self) -> str:
+        """Put the record into the spool, and say in words where it is; a spool that fails is said, and raises nothing."""
+        try:
+            self.kept_at = spool.keep(self.settings.spool, self.record)
+        except ArtifactError as error:
+            return str(error)
+        return f"The record of this step is kept at {self.kept_at}; to send it by hand: airflow-ml resend {self.kept_at}"
+
+    def _send_later(self) -> None:
         try:
             what = f"send the record of {self.record.attempt.identity.label}"
             patiently(what, lambda: self.recorder.send(self.record), self.settings.patience_s)
-        except RemoteUnavailableError as error:
-            raise RemoteUnavailableError(
-                f"{error} The step itself has ended well; its outputs and metrics are kept at {place}. Send them when MLflow "
-                f"is back: airflow-ml resend {place}. A retry of the task runs it again."
+        except (RemoteUnavailableError, ConfigError, ArtifactError, RemoteNotFoundError) as error:
+            where = f"its outputs and metrics are kept at {self.kept_at}" if self.kept_at else "its record could not be kept"
+            raise type(error)(
+                f"{error} The step itself has ended well; {where}. Send it when MLflow is back: airflow-ml resend "
+                f"{self.kept_at}. A retry of the task runs it again."
             ) from error
-        spool.drop(place)
+        if self.kept_at:
+            spool.drop(self.kept_at)
 
     def _collect(self, artifact: Artifact) -> OutputFile:
         """Check that an output was written, and say where it goes."""
@@ -317,7 +345,8 @@ class StepSession:
         own = local.name.split(".")[0] == artifact.name
         target = f"try-{attempt.try_number}/{local.name if own else f'{artifact.name}/{local.name}'}"
         if self.artifact_root:
-            target = f"{self.artifact_root.rstrip('/')}/{attempt.identity.path}/{target}"
+            # The run's id sets a DAG run that was deleted and made again apart from its earlier life.
+            target = f"{self.artifact_root.rstrip('/')}/{attempt.identity.path}/{self.record.run.run_id[:12]}/{target}"
         return OutputFile(name=artifact.name, type=artifact.type_name, path=str(local), target=target, metadata=artifact.metadata)
 
 

@@ -7,6 +7,7 @@ moment in which ``mlflow`` is imported (at once, where it is imported already).
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
 import os
@@ -96,9 +97,8 @@ class _Activation:
         import mlflow
 
         try:
-            mlflow.start_run(run_id=self.run_id)
-            # Left set, mlflow.start_run(nested=True) would open this run again instead of one below it.
-            os.environ.pop("MLFLOW_RUN_ID", None)
+            active = mlflow.start_run(run_id=self.run_id)
+            self._share(active)
             if self.try_number > 1:
                 self._keep_changed_params()
         except Exception as error:  # noqa: BLE001  (whatever it is, it must not fail the user's import)
@@ -113,9 +113,29 @@ class _Activation:
             fluent.flush_async_logging()
         except Exception as error:  # noqa: BLE001  (the user's asynchronous logging failed; the step did not)
             log.warning("What the step logged asynchronously could not be sent: %s", error)
-        fluent._active_run_stack.get().clear()  # noqa: SLF001  (no public way leaves the status alone; pinned by a contract test)
+        self._unshare(fluent)
+        fluent._active_run_stack.get().clear()
         if self.store is not None:
             del self.store.log_batch, self.store.log_param
+
+    def _share(self, active: Any) -> None:
+        """
+        Make the run the active one of threads and child processes too.
+
+        MLflow's stack of active runs is one per thread, so a new thread is given this run to start with. The variable
+        stays set for child processes; this process must not see it, or mlflow.start_run(nested=True) would open this run
+        again instead of one below it.
+        """
+        fluent: Any = importlib.import_module("mlflow.tracking.fluent")
+        os.environ["MLFLOW_RUN_ID"] = self.run_id
+        fluent.MLFLOW_RUN_ID.get = fluent.MLFLOW_RUN_ID.unset = lambda: None
+        fluent._active_run_stack.default_factory = lambda: [active]
+
+    def _unshare(self, fluent: Any) -> None:
+        for name in ("get", "unset"):
+            vars(fluent.MLFLOW_RUN_ID).pop(name, None)
+        fluent._active_run_stack.default_factory = list
+        fluent._active_run_stack.reset()
 
     def _keep_changed_params(self) -> None:
         """

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from airflow_ml_provider.exceptions import ArtifactError, ConfigError, RemoteNotFoundError
+from airflow_ml_provider.exceptions import AirflowMLError, ArtifactError, ConfigError, RemoteNotFoundError, RemoteUnavailableError
 from airflow_ml_provider.hooks.mlflow import MlflowApi
 
 CHUNK = 1 << 20
@@ -143,31 +143,28 @@ class ObjectStoragePlace:
     def write(self, path: str, local: Path) -> Written:
         """Copy one file there; as :meth:`Place.write`."""
         meter, target = _Meter(), self.root / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with _full_disk_told(str(target)), target.open("wb") as out:
-            for piece in meter.through(_pieces(local)):
-                out.write(piece)
+        with _store_told(target), _full_disk_told(str(target)):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("wb") as out:
+                for piece in meter.through(_pieces(local)):
+                    out.write(piece)
         return meter.written()
 
     def read(self, path: str, local: Path) -> Written:
         """Copy one file from there; as :meth:`Place.read`."""
         meter, source = _Meter(), self.root / path if path else self.root
-        try:
-            with source.open("rb") as stream:
-                _write_pieces(local, meter.through(iter(lambda: stream.read(CHUNK), b"")))
-        except FileNotFoundError as error:
-            raise RemoteNotFoundError(f"there is no file {source}") from error
-        except IsADirectoryError as error:
-            raise RemoteNotFoundError(f"{source} is a folder, not a file") from error
+        with _store_told(source), source.open("rb") as stream:
+            _write_pieces(local, meter.through(iter(lambda: stream.read(CHUNK), b"")))
         return meter.written()
 
     def files(self, path: str) -> list[str]:
         """List a folder; as :meth:`Place.files`."""
         folder = self.root / path if path else self.root
-        if not folder.is_dir():
-            return []
-        base = str(folder).rstrip("/") + "/"
-        return sorted(_safe(str(each).removeprefix(base)) for each in folder.rglob("*") if each.is_file())
+        with _store_told(folder):
+            if not folder.is_dir():
+                return []
+            base = str(folder).rstrip("/") + "/"
+            return sorted(_safe(str(each).removeprefix(base)) for each in folder.rglob("*") if each.is_file())
 
 
 class MlflowStorePlace:
@@ -276,6 +273,25 @@ def _full_disk_told(where: str) -> Iterator[None]:
         raise ArtifactError(
             f"no space left while writing {where}. Free some, or point TMPDIR (now {tempfile.gettempdir()}) "
             "to a larger disk; then retry."
+        ) from error
+
+
+@contextmanager
+def _store_told(place: object) -> Iterator[None]:
+    """Turn what an object store raises, each store its own errors, into ours."""
+    try:
+        yield
+    except AirflowMLError:
+        raise
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise RemoteNotFoundError(f"there is no file {place}") from error
+    except (ConnectionError, TimeoutError) as error:
+        raise RemoteUnavailableError(f"the store of {place} did not answer: {error}. A retry is safe.") from error
+    except OSError as error:
+        raise ArtifactError(f"{place} cannot be opened: {error}. Check the place and who may read and write it.") from error
+    except Exception as error:
+        raise RemoteUnavailableError(
+            f"the store of {place} answered {type(error).__name__}: {error}. Check its address and the credentials; then retry."
         ) from error
 
 

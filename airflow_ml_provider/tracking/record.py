@@ -21,7 +21,7 @@ from airflow_ml_provider.models.reference import METADATA_SUFFIX, ArtifactRef
 from airflow_ml_provider.models.run import OutputFile, StepRecord
 from airflow_ml_provider.tracking.artifacts import ELSEWHERE, FILE, METADATA, SHA256, SIZE, ArtifactStore
 from airflow_ml_provider.tracking.places import Written
-from airflow_ml_provider.tracking.runs import PAIRS_PER_BATCH, Run, RunTree, as_pairs, batches
+from airflow_ml_provider.tracking.runs import PAIRS_PER_BATCH, TRY, Run, RunTree, as_pairs, batches
 
 METRICS_PER_BATCH = 1000
 """MLflow's limit of points in one log-batch request."""
@@ -56,9 +56,29 @@ class Recorder:
         :raises RemoteUnavailableError: a server did not answer; a retry is safe.
         :raises RemoteNotFoundError: the run was deleted in MLflow.
         """
+        self.store_outputs(record)
+        self.log(record)
+
+    def store_outputs(self, record: StepRecord) -> None:
+        """
+        Upload what was not uploaded yet; the first half of :meth:`send`.
+
+        :param record: What the step did. Its outputs get their references.
+        :raises ArtifactError: a file is gone, or a place cannot be written.
+        :raises RemoteUnavailableError: a server did not answer; a retry is safe.
+        """
         for output in record.outputs:
             if output.stored is None:
                 output.stored = self._store(record, output)
+
+    def log(self, record: StepRecord) -> None:
+        """
+        Log parameters, metrics and lineage, and close the run; the second half of :meth:`send`.
+
+        :param record: What the step did. Its metrics are emptied as they are sent.
+        :raises SupersededError: a later try has taken over; the run is not touched.
+        :raises RemoteUnavailableError: MLflow did not answer; a retry is safe.
+        """
         run = self.tree.check_current(record.run.run_id, record.attempt)
         params, moved = _split_params(record, run)
         self._log_params(record, params)
@@ -89,7 +109,8 @@ class Recorder:
 
     def _log_lineage(self, record: StepRecord, run: Run) -> None:
         """Name the datasets and models that were read, and the models that were made; MLflow takes each model once."""
-        datasets = [_dataset_input(each) for each in record.inputs if _model_id(each) is None]
+        number = record.attempt.try_number
+        datasets = [_dataset_input(each, number) for each in record.inputs if _model_id(each) is None]
         models = {_model_id(each) for each in record.inputs} - {None, *_model_ids(run, "inputs", "model_inputs")}
         if datasets or models:
             body = {"run_id": record.run.run_id, "datasets": datasets, "models": [{"model_id": each} for each in models]}
@@ -200,6 +221,7 @@ def _model_ids(run: Run, side: str, kind: str) -> set[str]:
 def _model_tags(record: StepRecord) -> dict[str, str]:
     identity = record.attempt.identity
     tags = {"airflow.dag_id": identity.dag_id, "airflow.run_id": identity.run_id, "airflow.task_id": identity.task_id}
+    tags[TRY] = str(record.attempt.try_number)
     if "airflow.logical_date" in record.attempt.tags:
         tags["airflow.logical_date"] = record.attempt.tags["airflow.logical_date"]
     return tags
@@ -210,11 +232,11 @@ def _model_id(ref: ArtifactRef) -> str | None:
     return ref.uri.removeprefix("models:/").split("/")[0] if ref.uri.startswith("models:/m-") else None
 
 
-def _dataset_input(ref: ArtifactRef) -> dict[str, Any]:
+def _dataset_input(ref: ArtifactRef, try_number: int) -> dict[str, Any]:
     """Write an artifact that was read as MLflow's dataset input."""
     source = {"uri": ref.uri, "sha256": ref.sha256, "size": ref.size, "run_id": ref.run_id}
     # An experiment keeps one source per name and digest, the first: equal bytes of another DAG run would lead there.
-    tags = {"mlflow.data.context": ref.name, SOURCE_RUN: ref.run_id or ""}
+    tags = {"mlflow.data.context": ref.name, SOURCE_RUN: ref.run_id or "", TRY: str(try_number)}
     tags |= {SOURCE_URI: ref.uri} if len(ref.uri) <= INPUT_TAG_LENGTH else {}
     return {
         "tags": as_pairs({key: value for key, value in tags.items() if value}),

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 KEY, TRY, TI_ID, STATE = "airflow.key", "airflow.try_number", "airflow.ti_id", "airflow.state"
 PARENT = "mlflow.parentRunId"
+RACE_MS = 60_000
+"""How young the run of a DAG run is when another step may still be about to find out that it has lost the race."""
 PAIRS_PER_BATCH = 100
 """MLflow's limit of parameters, and of tags, in one log-batch request."""
 T = TypeVar("T")
@@ -50,7 +52,6 @@ class RunTree:
         :param experiment: Name of the MLflow experiment; made when it does not exist.
         :param attempt: The try.
         :return: The nested run.
-        :raises SupersededError: a later try is on record already; a retry is pointless.
         :raises RemoteUnavailableError: MLflow did not answer; a retry is safe.
         :raises ConfigError: the experiment is deleted, or the request was refused; a retry never helps.
         """
@@ -60,10 +61,9 @@ class RunTree:
         if status_of(parent) != "RUNNING":  # a finished run was cleared
             self.close(run_id_of(parent), "RUNNING", tags={STATE: "running"})
         nested = self._open_nested(experiment_id, run_id_of(parent), attempt)
-        if not found:
-            parent = self._settle(self.find_parents(experiment_id, attempt.identity) or [parent])
-            if tags_of(nested).get(PARENT) != run_id_of(parent):
-                self.set_tags(run_id_of(nested), {PARENT: run_id_of(parent)})
+        if now_ms() - int(parent["info"].get("start_time", 0)) < RACE_MS:
+            parent = self._stay_below_the_winner(nested, parent, attempt)
+        if attempt.dag_run_params and not parent["data"].get("params"):
             self._log_dag_run_params(parent, attempt)
         return OpenRun(
             run_id=run_id_of(nested),
@@ -109,8 +109,8 @@ class RunTree:
         """
         Find the nested run that a try belongs to.
 
-        A run of the same try number but of another task instance is that of a deleted DAG run of the same name: it is
-        left alone.
+        A run of a later try, or of the same try number but of another task instance, is that of a deleted DAG run of the
+        same name: it is left alone.
 
         :param experiment_id: Where to look.
         :param attempt: The try.
@@ -118,7 +118,7 @@ class RunTree:
         """
         for run in sorted(self.search([experiment_id], f"tags.`{KEY}` = '{attempt.identity.key}'"), key=_age, reverse=True):
             tags = tags_of(run)
-            if tags.get(TRY) != str(attempt.try_number) or tags.get(TI_ID) == attempt.ti_id:
+            if int(tags.get(TRY, "0")) < attempt.try_number or tags.get(TI_ID) == attempt.ti_id:
                 return run
         return None
 
@@ -202,12 +202,24 @@ class RunTree:
         }
         return self._create(experiment_id, identity.run_id, tags | attempt.dag_run_tags)
 
+    def _stay_below_the_winner(self, nested: Run, parent: Run, attempt: Attempt) -> Run:
+        """Move a nested run until a look confirms that the parent it has is the one that stays."""
+        below = tags_of(nested).get(PARENT)
+        while True:
+            found = self.find_parents(nested["info"]["experiment_id"], attempt.identity)
+            parent = self._settle(found) if found else parent
+            if run_id_of(parent) == below:
+                return parent
+            below = run_id_of(parent)
+            self.set_tags(run_id_of(nested), {PARENT: below})
+
     def _log_dag_run_params(self, parent: Run, attempt: Attempt) -> None:
-        """Log the DAG run's params to the parent that has won; the others who raced say the same."""
-        known = {each["key"] for each in parent["data"].get("params", [])}
-        new = {key: value for key, value in attempt.dag_run_params.items() if key not in known}
-        for some in batches(new.items(), PAIRS_PER_BATCH):
-            self.api.post("runs/log-batch", {"run_id": run_id_of(parent), "params": as_pairs(dict(some))})
+        """Log the DAG run's params; of steps that do it at the same time MLflow takes one, and refuses the others."""
+        for some in batches(attempt.dag_run_params.items(), PAIRS_PER_BATCH):
+            try:
+                self.api.post("runs/log-batch", {"run_id": run_id_of(parent), "params": as_pairs(dict(some))})
+            except ConfigError as error:  # what a DAG run was given must not fail a step of it
+                log.info("Another step has logged the params of this DAG run, or MLflow does not take them: %s", error)
 
     def _open_nested(self, experiment_id: str, parent_run_id: str, attempt: Attempt) -> Run:
         tags = _nested_tags(parent_run_id, attempt)
@@ -215,7 +227,6 @@ class RunTree:
         run = self.find_nested(experiment_id, attempt)
         if run is None:
             return self._create(experiment_id, attempt.identity.label, tags)
-        _refuse_superseded(tags_of(run), attempt)
         self.close(run_id_of(run), "RUNNING", tags=tags)
         return run | {"data": run["data"] | {"tags": as_pairs(tags_of(run) | tags)}}
 

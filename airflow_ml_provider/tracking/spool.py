@@ -34,17 +34,18 @@ def keep(spool: str, record: StepRecord) -> str:
     :return: The folder, to be named to people and to :func:`resend`.
     :raises ArtifactError: the spool cannot be written; the record is in memory only.
     """
-    folder = _open(spool) / _folder_name(record)
+    place = f"{spool.rstrip('/')}/{_folder_name(record)}"
     try:
+        folder = _open(place)
         kept = record.model_copy(deep=True)
         for output in kept.outputs:
             if output.stored is None:
                 output.path = _keep_file(folder, Path(output.path), output.name)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / RECORD).write_text(kept.model_dump_json(indent=2))
-    except (OSError, ArtifactError) as error:
+    except Exception as error:  # whatever the store raises, it must not hide why the spool was needed
         raise ArtifactError(
-            f"the record of step {record.attempt.identity.label!r} could not be kept at {folder}: {error}. "
+            f"the record of step {record.attempt.identity.label!r} could not be kept at {place}: {error}. "
             "Set [ml] spool to a place that this worker can write."
         ) from error
     return str(folder)
@@ -139,4 +140,4 @@ def _fetch(folder: ObjectStoragePath, path: str, scratch: Path) -> Path:
 
 def _folder_name(record: StepRecord) -> str:
     identity = record.attempt.identity
-    return f"{identity.path}-try-{record.attempt.try_number}-{identity.key[:8]}"
+    return f"{identity.path}-try-{record.attempt.try_number}-{record.run.run_id[:12]}"

@@ -97,6 +97,12 @@ def test_a_text_that_is_no_place_is_refused(text: str) -> None:
     assert "is not the place of one" in refused(check_text, "evaluate", SIGNATURE.parameters["table"], text)
 
 
+def test_a_password_in_a_uri_is_refused_and_not_shown() -> None:
+    message = refused(check_text, "evaluate", SIGNATURE.parameters["table"], "s3://key:hidden@bucket/x")
+    assert "Name an Airflow connection" in message
+    assert "hidden" not in message
+
+
 def test_what_comes_at_run_time_is_refused_with_the_same_words() -> None:
     message = refused(refs_of, "evaluate", SIGNATURE.parameters["table"], REF.to_json())
     assert "step 'evaluate', parameter 'table' wants Input[Dataset]" in message

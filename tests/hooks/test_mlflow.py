@@ -37,7 +37,13 @@ def test_the_address_is_built_from_the_fields(host: str, port: int | None, schem
 
 
 @pytest.mark.parametrize(
-    ("host", "words"), [(None, "has no host"), ("ftp://x", "not http or https"), (f"http://me:{SECRET}@x", "holds credentials")]
+    ("host", "words"),
+    [
+        (None, "has no host"),
+        ("ftp://x", "not http or https"),
+        (f"http://me:{SECRET}@x", "holds credentials"),
+        ("http://h:50OO", "is no URL"),
+    ],
 )
 def test_an_unusable_address_is_refused_without_showing_a_password(host: str | None, words: str) -> None:
     with pytest.raises(ConfigError, match=words) as caught:
@@ -108,6 +114,26 @@ def test_a_fault_that_passes_is_repeated(scripted: Scripted, status: int) -> Non
     scripted.answers = [(status, "{}"), (status, "{}"), (200, '{"ok": 1}')]
     assert scripted.api(retries=2).get("x") == {"ok": 1}
     assert len(scripted.requests) == 3
+
+
+@pytest.mark.parametrize("answer", [(302, ""), (200, "<html>please log in</html>")])
+def test_an_upload_that_a_login_page_answers_is_not_stored(scripted: Scripted, answer: tuple[int, str]) -> None:
+    scripted.answers = [answer]
+    with pytest.raises(ConfigError, match="a proxy or a login page"):
+        scripted.api().upload("1/x/artifacts/file", [b"bytes"], 5)
+
+
+@pytest.mark.parametrize(("login", "password"), [("", "tok\x07en"), ("", "tökén"), ("me\x00", "qzqz")])
+def test_credentials_that_cannot_be_sent_are_refused_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch, login: str, password: str
+) -> None:
+    with pytest.raises(ConfigError, match="Enter it again") as caught:
+        connection(monkeypatch, host="http://x:1", login=login, password=password).server()
+    assert password not in str(caught.value)
+
+
+def test_a_line_end_after_a_token_is_not_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert connection(monkeypatch, host="http://x:1", password="token\n").server().password == "token"
 
 
 def test_repeating_is_bounded(scripted: Scripted) -> None:

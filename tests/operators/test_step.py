@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -101,6 +104,11 @@ def test_the_users_own_mlflow_calls_land_in_the_steps_run(run_dag: Any, unique: 
         mlflow.sklearn.autolog(disable=True)
         with mlflow.start_run(nested=True, run_name="inner"):
             mlflow.log_metric("inner", 2.0)
+        thread = threading.Thread(target=mlflow.log_metric, args=("from_thread", 3.0))
+        thread.start()
+        thread.join()
+        code = "import mlflow; mlflow.log_metric('from_child', 4.0)"
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
         Path(model.path).write_text("weights")
 
     @dag(dag_id=unique, schedule=None, start_date=START)
@@ -118,7 +126,9 @@ def test_the_users_own_mlflow_calls_land_in_the_steps_run(run_dag: Any, unique: 
     runs = nested_runs(mlflow_api, unique)
     params = {each["key"] for each in runs["train"]["data"]["params"]}
     assert {"mine", "C", "solver"} <= params
-    assert metric(runs["train"], "mine") == 1.0
+    assert [metric(runs["train"], name) for name in ("mine", "from_thread", "from_child")] == [1.0, 3.0, 4.0]
+    tree = RunTree(mlflow_api)
+    assert len(tree.search([tree.experiment_id(unique)], "")) == 3, "the parent, the step, and its inner run; no stray one"
     assert status_of(runs["train"]) == "FINISHED"
     assert tags_of(runs["inner"])["mlflow.parentRunId"] == run_id_of(runs["train"])
 
@@ -378,3 +388,65 @@ def test_a_step_that_runs_out_of_time_is_failed_in_mlflow_as_in_airflow(run_dag:
     assert outcome.task("slow") == "failed"
     (run,) = nested_runs(mlflow_api, unique).values()
     assert (status_of(run), tags_of(run)["airflow.state"], metric(run, "before")) == ("FAILED", "failed", 1)
+
+
+def test_what_mlflow_refuses_at_the_end_is_kept(
+    run_dag: Any, unique: str, mlflow_api: MlflowApi, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("AIRFLOW__ML__SPOOL", str(tmp_path / "spool"))
+
+    @ml_task(retries=3, retry_delay=timedelta(0))
+    def train(table: Output[Dataset], metrics: Output[Metrics], ti: Any = None) -> None:
+        metrics.log_metric("precision@5", 0.5)
+        Path(table.path).write_text("hours of work")
+        (run,) = nested_runs(mlflow_api, unique).values()
+        mlflow_api.post("runs/delete", {"run_id": run_id_of(run)})  # what a person can do meanwhile
+
+    @dag(dag_id=unique, schedule=None, start_date=START)
+    def example() -> None:
+        train()
+
+    outcome = run_dag(example())
+    assert outcome.task("train") in {"failed", "up_for_retry"}
+    kept = [spool.read(str(each.parent)) for each in (tmp_path / "spool").rglob("record.json")]
+    assert {each.outputs[0].name for each in kept} == {"table"}
+    assert {point.key for each in kept for point in each.metrics} == {"precision_5"}
+
+
+def test_a_store_that_cannot_be_written_costs_no_metric(run_dag: Any, unique: str, mlflow_api: MlflowApi, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder can be made below a file")
+
+    @ml_task(artifact_root=f"file://{tmp_path}/file")
+    def train(depth: int, table: Output[Dataset], metrics: Output[Metrics]) -> None:
+        metrics.log_metric("auc", 0.7)
+        Path(table.path).write_text("x")
+
+    @dag(dag_id=unique, schedule=None, start_date=START)
+    def example() -> None:
+        train(depth=3)
+
+    assert run_dag(example()).task("train") == "failed"
+    (run,) = nested_runs(mlflow_api, unique).values()
+    assert "cannot be opened" in tags_of(run)["airflow.error"]
+    assert (status_of(run), metric(run, "auc"), len(run["data"]["params"])) == ("FAILED", 0.7, 1)
+
+
+def test_a_spool_that_cannot_be_written_does_not_fail_a_step_whose_server_comes_back(
+    run_dag: Any, fragile: MlflowProcess, unique: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", f'{{"conn_type": "mlflow", "host": "{fragile.url}"}}')
+    monkeypatch.setenv("AIRFLOW__ML__PATIENCE_S", "120")
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("AIRFLOW__ML__SPOOL", str(tmp_path / "file"))
+
+    @ml_task
+    def train(table: Output[Dataset]) -> None:
+        fragile.kill()
+        Path(table.path).write_text("x")
+        threading.Timer(2, fragile.start).start()
+
+    @dag(dag_id=unique, schedule=None, start_date=START)
+    def example() -> None:
+        train()
+
+    assert run_dag(example()).task("train") == "success"

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from airflow_ml_provider.tracking.runs import Run, status_of, tags_of
+from airflow_ml_provider.models.run import Attempt, StepIdentity
+from airflow_ml_provider.tracking.runs import Run, RunTree, status_of, tags_of
 from tests.stack.conftest import Site, until
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
@@ -113,6 +114,13 @@ def test_a_finished_dag_run_that_is_cleared_opens_its_runs_again(site: Site) -> 
     settled(site, run_id, "FINISHED")
 
 
+def ghost_of(site: Site) -> str:
+    """Leave what a killed step leaves whose DAG run was then deleted."""
+    identity = StepIdentity(dag_id=DAG, run_id="ghost", task_id="work")
+    tags = {"airflow.log_url": f"{site.stack.airflow_url}/dags/{DAG}/runs/ghost/tasks/work"}
+    return RunTree(site.mlflow).open(DAG, Attempt(identity=identity, try_number=1, ti_id="ghost", tags=tags)).run_id
+
+
 def test_a_deleted_dag_run_is_settled_by_reconcile(site: Site) -> None:
     run_id = site.start(DAG, run_id="deleted")
     os.kill(site.reached("deleted-running-1"), signal.SIGKILL)
@@ -120,7 +128,9 @@ def test_a_deleted_dag_run_is_settled_by_reconcile(site: Site) -> None:
     site.airflow.set_run_state(DAG, run_id, "failed")
     until("the task's end", lambda: site.task_state(DAG, run_id, "work")[0] == "failed")
     site.airflow.delete_run(DAG, run_id)
+    ghost = ghost_of(site)  # a run that nobody but reconcile could close: its DAG run never was
     asked = site.stack.run("airflow-ml", "reconcile")
     assert asked.returncode == 0, asked.stderr
+    assert status_of(RunTree(site.mlflow).get(ghost)) == "KILLED"
     assert status_of(site.parent(DAG, run_id)) in {"FAILED", "KILLED"}
     assert {status_of(each) for each in site.nested(DAG, run_id).values()} <= {"FAILED", "KILLED"}

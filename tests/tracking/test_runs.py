@@ -8,7 +8,7 @@ import pytest
 from airflow_ml_provider.config import Settings
 from airflow_ml_provider.exceptions import ConfigError, SupersededError
 from airflow_ml_provider.hooks.mlflow import MlflowApi
-from airflow_ml_provider.models.run import Attempt, StepIdentity
+from airflow_ml_provider.models.run import Attempt, StepIdentity, params_as_text
 from airflow_ml_provider.tracking.runs import KEY, PARENT, RunTree, as_pairs, now_ms, run_id_of, status_of, tags_of
 
 
@@ -53,7 +53,7 @@ def test_a_retry_opens_the_same_nested_run_again(tree: RunTree, unique: str) -> 
     assert tags_of(tree.get(first.run_id))["airflow.try_number"] == "2"
 
 
-def test_an_overtaken_try_may_neither_open_nor_write(tree: RunTree, unique: str) -> None:
+def test_an_overtaken_try_may_not_write(tree: RunTree, unique: str) -> None:
     early = attempt(unique)
     run = tree.open(unique, early)
     tree.check_current(run.run_id, early)
@@ -68,6 +68,15 @@ def test_a_deleted_and_made_again_dag_run_gets_a_nested_run_of_its_own(tree: Run
     again = tree.open(unique, attempt(unique, ti_id="ti-new"))
     assert again.run_id != first.run_id
     assert status_of(tree.get(first.run_id)) == "FINISHED"
+
+
+def test_a_dag_run_made_again_starts_anew_whatever_try_its_earlier_life_had_reached(tree: RunTree, unique: str) -> None:
+    tree.open(unique, attempt(unique, ti_id="ti-1"))
+    before = tree.open(unique, attempt(unique, number=2, ti_id="ti-2"))
+    again = attempt(unique, ti_id="ti-new")
+    made = tree.open(unique, again)
+    assert made.run_id != before.run_id
+    tree.check_current(made.run_id, again)
 
 
 def test_a_finished_parent_is_opened_again_by_a_cleared_step(tree: RunTree, unique: str) -> None:
@@ -107,6 +116,13 @@ def test_of_two_parents_the_oldest_wins_and_takes_the_children(tree: RunTree, ml
     assert run.parent_run_id == older
     assert tags_of(tree.get(child["run"]["info"]["run_id"]))[PARENT] == older
     assert tree.get(newer)["info"]["lifecycle_stage"] == "deleted"
+
+
+def test_params_of_the_dag_run_that_mlflow_would_refuse_are_kept_under_a_name_that_it_takes(tree: RunTree, unique: str) -> None:
+    identity = StepIdentity(dag_id=unique, run_id="r", task_id="t")
+    odd = params_as_text({"who@x": 1, "a/../../b": 2, "": 3, "x" * 400: 4, "ünï": 5})
+    run = tree.open(unique, Attempt(identity=identity, try_number=1, ti_id="1", dag_run_params=odd))
+    assert len(tree.get(run.parent_run_id)["data"]["params"]) == 5
 
 
 def test_a_deleted_experiment_is_refused_with_the_remedy(tree: RunTree, mlflow_api: MlflowApi, unique: str) -> None:
