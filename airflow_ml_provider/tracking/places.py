@@ -285,6 +285,8 @@ def _store_told(place: object) -> Iterator[None]:
         raise
     except (FileNotFoundError, IsADirectoryError) as error:
         raise RemoteNotFoundError(f"there is no file {place}") from error
+    except ImportError as error:
+        raise ConfigError(f"{place} cannot be opened: {error}. Install it, or the Airflow provider of that object store.") from error
     except (ConnectionError, TimeoutError) as error:
         raise RemoteUnavailableError(f"the store of {place} did not answer: {error}. A retry is safe.") from error
     except OSError as error:
