@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from airflow_ml_provider.exceptions import ArtifactError, ConfigError
 
@@ -163,7 +163,13 @@ class Metrics(Artifact):
             number = float(value)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"metric {metric!r} must be a number, not {value!r}. Log texts in metadata.") from error
-        self._log(MetricPoint(key=metric, value=number, timestamp_ms=time.time_ns() // 1_000_000, step=step))
+        try:
+            point = MetricPoint(key=metric, value=number, timestamp_ms=time.time_ns() // 1_000_000, step=step)
+        except ValidationError as error:
+            raise ConfigError(
+                f"metric {metric!r} cannot be logged: step {step!r} is not a whole number. Count rounds, epochs or batches."
+            ) from error
+        self._log(point)
         self.metadata[metric] = number
 
 

@@ -239,8 +239,9 @@ class StepSession:
         except SupersededError:
             raise
         except RemoteUnavailableError as error:
-            log.warning("%s %s", error, self._keep())
-            self._send_later()
+            where = self._keep()
+            log.warning("%s %s", error, where)
+            self._send_later(where)
         except AirflowMLError as error:
             where = self._keep()
             self.record.status = "RUNNING"  # not ended well after all: fail() is next
@@ -258,10 +259,9 @@ class StepSession:
         """
         if self.record.status == "FINISHED":  # it had ended well; its record is kept and says so
             return
-        text = f"{type(error).__name__}: {error}"
-        self.record.tags["airflow.error"] = str(redact(text))[:ERROR_LENGTH]
         try:
             self._end("FAILED", state)
+            self.record.tags["airflow.error"] = str(redact(_in_words(error)))[:ERROR_LENGTH]
             if self.kept_at:  # the outputs are safe there, and cannot be stored now
                 self.record.outputs = [each for each in self.record.outputs if each.stored is not None]
             self.recorder.log(self.record)
@@ -317,16 +317,12 @@ class StepSession:
             return str(error)
         return f"The record of this step is kept at {self.kept_at}; to send it by hand: airflow-ml resend {self.kept_at}"
 
-    def _send_later(self) -> None:
+    def _send_later(self, where: str) -> None:
         try:
             what = f"send the record of {self.record.attempt.identity.label}"
             patiently(what, lambda: self.recorder.send(self.record), self.settings.patience_s)
         except (RemoteUnavailableError, ConfigError, ArtifactError, RemoteNotFoundError) as error:
-            where = f"its outputs and metrics are kept at {self.kept_at}" if self.kept_at else "its record could not be kept"
-            raise type(error)(
-                f"{error} The step itself has ended well; {where}. Send it when MLflow is back: airflow-ml resend "
-                f"{self.kept_at}. A retry of the task runs it again."
-            ) from error
+            raise type(error)(f"{error} The step itself has ended well; a retry of the task runs it again. {where}") from error
         if self.kept_at:
             spool.drop(self.kept_at)
 
@@ -341,6 +337,13 @@ class StepSession:
                 f"output {artifact.name!r} ({artifact.type_name}) was never written: there is nothing at {artifact.path}. "
                 + ("Call its log_metric." if isinstance(artifact, Metrics) else "Write a file or a directory at its .path.")
             )
+        try:
+            json.dumps(artifact.metadata, default=str)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"the metadata of output {artifact.name!r} is not plain JSON ({error}). Set texts, numbers, lists and "
+                "dictionaries with texts as keys."
+            ) from error
         attempt = self.record.attempt
         own = local.name.split(".")[0] == artifact.name
         target = f"try-{attempt.try_number}/{local.name if own else f'{artifact.name}/{local.name}'}"
@@ -348,6 +351,13 @@ class StepSession:
             # The run's id sets a DAG run that was deleted and made again apart from its earlier life.
             target = f"{self.artifact_root.rstrip('/')}/{attempt.identity.path}/{self.record.run.run_id[:12]}/{target}"
         return OutputFile(name=artifact.name, type=artifact.type_name, path=str(local), target=target, metadata=artifact.metadata)
+
+
+def _in_words(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001  (its own __str__ fails)
+        return f"{type(error).__name__}, which cannot be written in words"
 
 
 def _make_input(kind: type[Artifact], session: StepSession, ref: ArtifactRef, folder: Path, index: int) -> Artifact:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow.sdk.bases.decorator import DecoratedOperator
 from pydantic import TypeAdapter, ValidationError
 
+from airflow_ml_provider._compat import redact
 from airflow_ml_provider.core.signature import StepParameter, StepSignature, read_signature
 from airflow_ml_provider.core.wiring import check_missing
 from airflow_ml_provider.exceptions import ConfigError
@@ -163,18 +164,17 @@ def _convert(signature: StepSignature, parameter: StepParameter, value: Any) -> 
     try:
         return TypeAdapter(parameter.annotation, config={"arbitrary_types_allowed": True}).validate_python(value)
     except ValidationError as error:
+        shown = redact(value, parameter.name)
         raise ConfigError(
-            f"step {signature.step!r}, parameter {parameter.name!r}: {value!r} is not {parameter.annotation}: "
+            f"step {signature.step!r}, parameter {parameter.name!r}: {shown!r} is not {parameter.annotation}: "
             f"{error.errors()[0]['msg']}. Pass a value of that type."
         ) from error
 
 
 def _refuse_unplain(step: str, value: Any) -> None:
     """Refuse a return value that is not plain JSON, before Airflow makes something else of it."""
-    if value is None or isinstance(value, str | int | float | bool):
-        return
     try:
-        json.dumps(value)
+        json.dumps(value, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"step {step!r} returned {type(value).__name__}, which is not plain JSON ({error}). Write it to an Output[Dataset] "

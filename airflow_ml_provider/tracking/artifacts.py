@@ -77,9 +77,9 @@ class ArtifactStore:
         :raises ArtifactError: it is gone, or its digest is not the recorded one; a retry does not help.
         :raises RemoteUnavailableError: the store did not answer; a retry is safe.
         """
-        place, path = self._locate(ref.uri)
         target = folder / (PurePosixPath(ref.uri.rstrip("/")).name or ref.name)
         try:
+            place, path = self._locate(ref.uri)
             written = _fetch_any(place, path, target, directory=_is_directory(ref))
         except RemoteNotFoundError as error:
             raise ArtifactError(
@@ -107,12 +107,16 @@ class ArtifactStore:
             ref = self._recorded(ref, model.group(1))
         if ref.metadata is None:
             return {}
-        place, path = self._locate(ref.metadata)
         try:
+            place, path = self._locate(ref.metadata)
             place.read(path, local)
+            found: dict[str, Any] = json.loads(local.read_text())
         except RemoteNotFoundError as error:
             raise ArtifactError(f"the metadata of {ref.name!r} is not at {ref.metadata} any more. Run its step again.") from error
-        found: dict[str, Any] = json.loads(local.read_text())
+        except ValueError as error:
+            raise ArtifactError(
+                f"the metadata of {ref.name!r} at {ref.metadata} was changed in the store: {error}. Run its step again."
+            ) from error
         return found
 
     def store(self, root: str, path: str, local: Path, *, of_mlflow: bool = True) -> Written:

@@ -143,7 +143,7 @@ class ObjectStoragePlace:
     def write(self, path: str, local: Path) -> Written:
         """Copy one file there; as :meth:`Place.write`."""
         meter, target = _Meter(), self.root / path
-        with _store_told(target), _full_disk_told(str(target)):
+        with _store_told(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             with target.open("wb") as out:
                 for piece in meter.through(_pieces(local)):
@@ -286,11 +286,11 @@ def _store_told(place: object) -> Iterator[None]:
     except (FileNotFoundError, IsADirectoryError) as error:
         raise RemoteNotFoundError(f"there is no file {place}") from error
     except ImportError as error:
-        raise ConfigError(f"{place} cannot be opened: {error}. Install it, or the Airflow provider of that object store.") from error
+        raise ConfigError(f"{place} cannot be opened: {error}. Install it (or the Airflow provider).") from error
     except (ConnectionError, TimeoutError) as error:
         raise RemoteUnavailableError(f"the store of {place} did not answer: {error}. A retry is safe.") from error
     except OSError as error:
-        raise ArtifactError(f"{place} cannot be opened: {error}. Check the place and who may read and write it.") from error
+        raise ArtifactError(f"{place} cannot be read or written: {error}. Check its space and its permissions.") from error
     except Exception as error:
         raise RemoteUnavailableError(
             f"the store of {place} answered {type(error).__name__}: {error}. Check its address and the credentials; then retry."

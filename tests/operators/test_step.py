@@ -427,7 +427,7 @@ def test_a_store_that_cannot_be_written_costs_no_metric(run_dag: Any, unique: st
 
     assert run_dag(example()).task("train") == "failed"
     (run,) = nested_runs(mlflow_api, unique).values()
-    assert "cannot be opened" in tags_of(run)["airflow.error"]
+    assert "cannot be read or written" in tags_of(run)["airflow.error"]
     assert (status_of(run), metric(run, "auc"), len(run["data"]["params"])) == ("FAILED", 0.7, 1)
 
 
