@@ -42,9 +42,15 @@ def main() -> int:
             findings.append(BENCHMARKS[each].measure(lab))
             report.show(console, findings[-1])
     if asked.results:
-        report.write(asked.results, findings, "make bench" + (f' ARGS="{shlex.join(sys.argv[1:])}"' if sys.argv[1:] else ""))
+        report.write(asked.results, findings, _command())
         console.print(f"Written to {asked.results.name}.")
     return 0
+
+
+def _command() -> str:
+    """Say what a reader types to run the same."""
+    where = f"TMPDIR={os.environ['TMPDIR']} " if os.environ.get("TMPDIR") else ""
+    return f"{where}make bench" + (f' ARGS="{shlex.join(sys.argv[1:])}"' if sys.argv[1:] else "")
 
 
 def _options() -> argparse.Namespace:

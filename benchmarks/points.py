@@ -42,7 +42,8 @@ def work(question: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
     :param question: ``rounds``, ``points``, ``url``.
     :return: Samples per kind and way.
     """
-    from airflow_ml_provider.hooks.mlflow import MlflowApi, MlflowServer
+    from airflow_ml_provider.hooks.mlflow import MlflowApi
+    from airflow_ml_provider.hooks.mlflow_server import MlflowServer
 
     api, points = MlflowApi(MlflowServer("bench", question["url"])), question["points"]
     cpu: dict[str, list[float]] = {OURS: [], RAW: []}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -152,7 +153,8 @@ def _upload(url: str) -> dict[str, str]:
     from pathlib import Path
     from tempfile import TemporaryDirectory
 
-    from airflow_ml_provider.hooks.mlflow import MlflowApi, MlflowServer
+    from airflow_ml_provider.hooks.mlflow import MlflowApi
+    from airflow_ml_provider.hooks.mlflow_server import MlflowServer
     from airflow_ml_provider.tracking.artifacts import ArtifactStore
 
     with MlflowApi(MlflowServer("bench", url)) as api, TemporaryDirectory() as folder:
@@ -169,6 +171,7 @@ def _supervise_all(rounds: int) -> dict[str, dict[str, list[float]]]:
     from airflow.plugins_manager import ensure_plugins_loaded
 
     ensure_plugins_loaded()
+    gc.freeze()  # as the LocalExecutor does
     cpu: dict[str, list[float]] = {}
     numbers = iter(range(1_000_000))
 
@@ -205,15 +208,9 @@ def supervise_one(dag_id: str, map_index: int) -> None:
         map_index=map_index,
     )
     client = Client(base_url=None, dry_run=True, token="", transport=httpx.MockTransport(lambda asked: _answer(asked, dag_id)))
-    log = os.path.join(os.environ["AIRFLOW_HOME"], "logs", f"{dag_id}-{map_index}.log")  # noqa: PTH118
-    status = supervise_task(
-        ti=ti,
-        bundle_info=BundleInfo(name="bench"),
-        dag_rel_path=f"{dag_id}.py",
-        token="",
-        client=client,
-        log_path=log,
-    )
+    log = f"{os.environ['AIRFLOW_HOME']}/logs/{dag_id}-{map_index}.log"
+    bundle = BundleInfo(name="bench")
+    status = supervise_task(ti=ti, bundle_info=bundle, dag_rel_path=f"{dag_id}.py", token="", client=client, log_path=log)
     assert status == 0, f"{dag_id} ended with status {status}"
     assert _ends["state"] == "success", f"{dag_id} ended as {_ends}"
 

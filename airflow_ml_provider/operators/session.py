@@ -328,7 +328,7 @@ class StepSession:
 
     def _collect(self, artifact: Artifact) -> OutputFile:
         """Check that an output was written, and say where it goes."""
-        local = Path(artifact.path)
+        local = Path(os.path.normpath(artifact.path))
         if isinstance(artifact, Metrics) and artifact.metadata and not local.exists():
             local = local.with_suffix(".json")
             write_metrics(local, artifact.metadata)
