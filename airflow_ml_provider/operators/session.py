@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 A = TypeVar("A", bound=Artifact)
 
 FLUSH_EVERY_S = 5.0
-ERROR_LENGTH = 1000
+ERROR, ERROR_LENGTH = "airflow.error", 1000
 
 
 class StepSession:
@@ -113,7 +113,8 @@ class StepSession:
                 f"{parameter.wanted} | None to run without one."
             ) from error
         found = found.model_copy(update={"name": parameter.name})
-        self.record.inputs.append(found)
+        # A template may have put a password into the place of an input from outside; MLflow shows what is recorded.
+        self.record.inputs.append(found.model_copy(update={"uri": str(redact(found.uri))}))
         folder = self.scratch / "inputs" / f"{len(self.record.inputs)}-{parameter.name}"
         return _make_input(kind, self, found, folder, len(self.record.inputs) - 1)
 
@@ -132,8 +133,8 @@ class StepSession:
         local, written = patiently(f"fetch {ref.name}", lambda: self.recorder.store.fetch(ref, folder), self.settings.patience_s)
         if ref.sha256 is None:
             log.info("%s: nobody has recorded a digest of %s; it is sha256 %s now.", ref.name, ref.uri, written.sha256)
-            seen = ref.model_copy(update={"sha256": written.sha256, "size": written.size})
-            self.record.inputs[index] = seen
+            seen = {"sha256": written.sha256, "size": written.size}
+            self.record.inputs[index] = self.record.inputs[index].model_copy(update=seen)
         return str(local)
 
     # What a step writes
@@ -261,7 +262,7 @@ class StepSession:
             return
         try:
             self._end("FAILED", state)
-            self.record.tags["airflow.error"] = str(redact(_in_words(error)))[:ERROR_LENGTH]
+            self.record.tags[ERROR] = _in_words(error)
             if self.kept_at:  # the outputs are safe there, and cannot be stored now
                 self.record.outputs = [each for each in self.record.outputs if each.stored is not None]
             self.recorder.log(self.record)
@@ -270,7 +271,19 @@ class StepSession:
             log.warning("%s", superseded)
         except Exception as other:  # noqa: BLE001  (whatever it is, the step's own error is the one to tell)
             where = self.kept_at or self._keep()
-            log.warning("What the failed step had logged could not be sent: %s %s", other, where)
+            log.warning("What the failed step had logged could not be sent: %s %s", _in_words(other), where)
+            self._close_only(other)
+
+    def _close_only(self, refused: Exception) -> None:
+        """Close the run of a failed step although MLflow does not take what it had logged."""
+        if isinstance(refused, RemoteUnavailableError):
+            return
+        tags = {key: self.record.tags[key] for key in (STATE, ERROR) if key in self.record.tags}
+        try:
+            self.recorder.tree.check_current(self.record.run.run_id, self.record.attempt)
+            self.recorder.tree.close(self.record.run.run_id, "FAILED", end_time_ms=self.record.end_time_ms, tags=tags)
+        except AirflowMLError as other:
+            log.warning("The run of the failed step stays open until `airflow-ml reconcile`: %s", other)
 
     def kill(self) -> None:
         """Close the run of a step that is being killed: few short requests, sent once, since there are seconds left."""
@@ -328,36 +341,43 @@ class StepSession:
 
     def _collect(self, artifact: Artifact) -> OutputFile:
         """Check that an output was written, and say where it goes."""
-        local = Path(os.path.normpath(artifact.path))
-        if isinstance(artifact, Metrics) and artifact.metadata and not local.exists():
+        local, metadata = Path(os.path.normpath(artifact.path)), _plain(artifact)
+        if isinstance(artifact, Metrics) and metadata and not local.exists():
             local = local.with_suffix(".json")
-            write_metrics(local, artifact.metadata)
+            write_metrics(local, metadata)
         if not local.exists() or (local.is_dir() and not any(local.iterdir())):
             raise ArtifactError(
                 f"output {artifact.name!r} ({artifact.type_name}) was never written: there is nothing at {artifact.path}. "
                 + ("Call its log_metric." if isinstance(artifact, Metrics) else "Write a file or a directory at its .path.")
             )
-        try:
-            json.dumps(artifact.metadata, default=str)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(
-                f"the metadata of output {artifact.name!r} is not plain JSON ({error}). Set texts, numbers, lists and "
-                "dictionaries with texts as keys."
-            ) from error
         attempt = self.record.attempt
         own = local.name.split(".")[0] == artifact.name
         target = f"try-{attempt.try_number}/{local.name if own else f'{artifact.name}/{local.name}'}"
         if self.artifact_root:
             # The run's id sets a DAG run that was deleted and made again apart from its earlier life.
             target = f"{self.artifact_root.rstrip('/')}/{attempt.identity.path}/{self.record.run.run_id[:12]}/{target}"
-        return OutputFile(name=artifact.name, type=artifact.type_name, path=str(local), target=target, metadata=artifact.metadata)
+        return OutputFile(name=artifact.name, type=artifact.type_name, path=str(local), target=target, metadata=metadata)
+
+
+def _plain(artifact: Artifact) -> dict[str, Any]:
+    """Write metadata as plain JSON, which is what MLflow, the spool and the next step can keep."""
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(dict(artifact.metadata), default=str))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"the metadata of output {artifact.name!r} is not plain JSON ({error}). Use texts as keys, and numbers, texts, lists "
+            "and dictionaries of these as values."
+        ) from error
+    return plain
 
 
 def _in_words(error: BaseException) -> str:
+    """Write an error for a tag or a log line, secrets masked, as every database keeps it."""
     try:
-        return f"{type(error).__name__}: {error}"
+        text = f"{type(error).__name__}: {error}"
     except Exception:  # noqa: BLE001  (its own __str__ fails)
-        return f"{type(error).__name__}, which cannot be written in words"
+        text = type(error).__name__
+    return str(redact(text)).replace("\0", "?").encode(errors="replace").decode()[:ERROR_LENGTH]
 
 
 def _make_input(kind: type[Artifact], session: StepSession, ref: ArtifactRef, folder: Path, index: int) -> Artifact:

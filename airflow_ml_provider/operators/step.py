@@ -164,11 +164,12 @@ def _convert(signature: StepSignature, parameter: StepParameter, value: Any) -> 
     try:
         return TypeAdapter(parameter.annotation, config={"arbitrary_types_allowed": True}).validate_python(value)
     except ValidationError as error:
+        # Masked before repr, which writes quotes and backslashes so that no masker knows them; the same stands in the cause.
         shown = redact(value, parameter.name)
         raise ConfigError(
             f"step {signature.step!r}, parameter {parameter.name!r}: {shown!r} is not {parameter.annotation}: "
             f"{error.errors()[0]['msg']}. Pass a value of that type."
-        ) from error
+        ) from None
 
 
 def _refuse_unplain(step: str, value: Any) -> None:

@@ -15,12 +15,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from airflow_ml_provider.exceptions import AirflowMLError, ArtifactError, ConfigError, RemoteNotFoundError, RemoteUnavailableError
 from airflow_ml_provider.hooks.mlflow import MlflowApi
 
 CHUNK = 1 << 20
+PACKAGES = {
+    "s3": "apache-airflow-providers-amazon[s3fs]",
+    "gs": "apache-airflow-providers-google",
+    "abfs": "apache-airflow-providers-microsoft-azure",
+}
+"""What opens a scheme of URIs, for messages."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,11 @@ class ProxyPlace:
 
     def write(self, path: str, local: Path) -> Written:
         """Send one file; as :meth:`Place.write`."""
+        if "#" in path or unquote(path) != path or not path.isprintable():
+            raise ConfigError(
+                f"MLflow's artifact proxy does not keep the name {path!r}: it takes no '#', and reads '%41' as 'A'. Rename the "
+                "file, or give the step an artifact_root= in an object store."
+            )
         meter = _Meter()
         size = local.stat().st_size
         self.api.upload(_below(self.root, path), meter.through(_pieces(local)), size)
@@ -131,19 +142,23 @@ class ObjectStoragePlace:
 
     def __init__(self, root: str) -> None:
         from airflow.sdk import ObjectStoragePath
+        from airflow.sdk.exceptions import AirflowNotFoundException
 
+        scheme = urlsplit(root).scheme
         try:
-            self.root = ObjectStoragePath(root if urlsplit(root).scheme else f"file://{root}")
-        except (ValueError, ImportError) as error:
+            self.root = ObjectStoragePath(root if scheme else f"file://{root}")
+            _ = self.root.fs  # looked up at the first use otherwise, in the words of fsspec
+        except (ValueError, ImportError, AirflowNotFoundException) as error:
+            package = PACKAGES.get(scheme, "the Airflow provider of that object store")
             raise ConfigError(
-                f"{root!r} cannot be opened: {error}. Install the Airflow provider of that object store, "
-                "or use a URI that MLflow keeps (models:/, runs:/)."
+                f"{root!r} cannot be opened: {error}. Install {package} on the workers, or use a URI that MLflow keeps "
+                "(models:/, runs:/)."
             ) from error
 
     def write(self, path: str, local: Path) -> Written:
         """Copy one file there; as :meth:`Place.write`."""
         meter, target = _Meter(), self.root / path
-        with _store_told(target):
+        with _store_told(target), _full_disk_told(str(target), "Free some there"):
             target.parent.mkdir(parents=True, exist_ok=True)
             with target.open("wb") as out:
                 for piece in meter.through(_pieces(local)):
@@ -257,23 +272,21 @@ def _pieces(local: Path) -> Iterator[bytes]:
 
 
 def _write_pieces(local: Path, pieces: Iterable[bytes]) -> None:
-    with _full_disk_told(str(local)), local.open("wb") as out:
+    remedy = f"Free some, or point TMPDIR (now {tempfile.gettempdir()}) to a larger disk"
+    with _full_disk_told(str(local), remedy), local.open("wb") as out:
         for piece in pieces:
             out.write(piece)
 
 
 @contextmanager
-def _full_disk_told(where: str) -> Iterator[None]:
+def _full_disk_told(where: str, remedy: str) -> Iterator[None]:
     """Turn a full disk into an error that says which."""
     try:
         yield
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise
-        raise ArtifactError(
-            f"no space left while writing {where}. Free some, or point TMPDIR (now {tempfile.gettempdir()}) "
-            "to a larger disk; then retry."
-        ) from error
+        raise ArtifactError(f"no space left while writing {where}. {remedy}; then retry.") from error
 
 
 @contextmanager
