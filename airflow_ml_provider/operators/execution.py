@@ -54,7 +54,7 @@ def open_step(operator: StepOperator, context: Context, params: Mapping[str, Any
     :param params: Parameters of the step to record.
     :return: The session; after the block its :meth:`StepSession.outputs` are stored.
     :raises RemoteUnavailableError: MLflow did not answer within the patience; a retry is safe.
-    :raises SupersededError: a later try of this step is on record; a retry is pointless.
+    :raises SupersededError: a later try took over while the block ran; a retry is pointless.
     :raises AirflowFailException: in place of every ``ConfigError``, so that Airflow does not retry what a retry never mends.
     """
     from airflow.sdk.exceptions import AirflowFailException
