@@ -6,6 +6,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -37,6 +38,18 @@ class StepParameter:
     optional: bool
     default: Any
     annotation: Any
+
+    @classmethod
+    def input(cls, name: str, artifact: type[Artifact], *, optional: bool = False) -> StepParameter:
+        """
+        Declare an artifact input that stands in no function's signature.
+
+        :param name: Its name.
+        :param artifact: Artifact type.
+        :param optional: Whether None may come.
+        :return: The parameter; a call need not give it.
+        """
+        return cls(name, "input", artifact, many=False, optional=optional, default=None, annotation=artifact)
 
     @property
     def required(self) -> bool:
@@ -107,13 +120,22 @@ def read_signature(function: Callable[..., Any]) -> StepSignature:
 
 def _hints(function: Callable[..., Any], step: str) -> dict[str, Any]:
     """Resolve annotations, those that are texts and name what the enclosing function imported included."""
-    closure = inspect.getclosurevars(function).nonlocals if inspect.isfunction(function) else {}
     try:
-        return typing.get_type_hints(function, localns=dict(closure), include_extras=True)
+        return typing.get_type_hints(function, localns=_enclosing(function), include_extras=True)
     except (NameError, AttributeError, TypeError) as error:
         raise ConfigError(
             f"step {step!r}: its annotations cannot be read ({error}). Import what they name at the top of the DAG file."
         ) from error
+
+
+def _enclosing(function: Callable[..., Any]) -> dict[str, Any]:
+    """Read what a function takes from the function around it."""
+    found = {}
+    if inspect.isfunction(function):
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+            with suppress(ValueError):  # an empty cell: only its body needs it, and it is bound further down
+                found[name] = cell.cell_contents
+    return found
 
 
 def _parameter(step: str, parameter: inspect.Parameter, hint: Any) -> StepParameter:

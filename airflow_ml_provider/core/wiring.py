@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import textwrap
 from collections.abc import Iterable, Mapping
@@ -46,6 +45,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     :param known: What there is.
     :return: ``" Did you mean 'x'?"``, or the list of what there is, or that there is none.
     """
+    import difflib  # 2 ms at parse time, for a message that few DAG files ever need
+
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if near:

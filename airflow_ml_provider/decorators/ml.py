@@ -59,12 +59,13 @@ class Step(Protocol[P]):
 
 @attr.define(slots=False)
 class MLTask(_TaskDecorator):  # type: ignore[type-arg]  # private and generic in nothing that we use
-    """What ``@task.ml`` makes of a function: Airflow's own decorator object, with typed references and checks."""
+    """
+    What ``@task.ml`` makes of a function: Airflow's own decorator object, with typed references and checks.
 
-    @functools.cached_property
-    def signature(self) -> StepSignature:
-        """What the function declares."""
-        return read_signature(inspect.unwrap(self.function))
+    :param signature: What the function declares.
+    """
+
+    signature: StepSignature = attr.field(kw_only=True, repr=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> StepReference:
         """
@@ -154,23 +155,22 @@ class MLTask(_TaskDecorator):  # type: ignore[type-arg]  # private and generic i
         return {**by_place, **kwargs}
 
 
-def _without_outputs(function: Callable[..., Any]) -> Callable[..., Any]:
+def _without_outputs(function: Callable[..., Any], signature: StepSignature) -> Callable[..., Any]:
     """Wrap a function so that Airflow sees the signature that a call has: outputs are injected, never passed."""
-    signature = read_signature(function)
 
     @functools.wraps(function)
     def step(*args: Any, **kwargs: Any) -> Any:
         return function(*args, **kwargs)
 
-    declared = inspect.signature(function)
-    kept = [each for name, each in declared.parameters.items() if signature.parameters[name].role != "output"]
-    step.__signature__ = declared.replace(parameters=_defaults_last(kept))  # type: ignore[attr-defined]
+    # Keyword-only: without the outputs, one with a default may stand before one without.
+    step.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=each.default, annotation=each.annotation)
+            for each in signature.parameters.values()
+            if each.role != "output"
+        ]
+    )
     return step
-
-
-def _defaults_last(parameters: list[inspect.Parameter]) -> list[inspect.Parameter]:
-    """Make parameters keyword-only: without the outputs, one with a default may stand before one without."""
-    return [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in parameters]
 
 
 @overload
@@ -199,8 +199,10 @@ def ml_task(
         raise ConfigError("multiple_outputs is not for steps. Declare Output[...] parameters, or return one JSON value.")
 
     def decorate(function: Callable[..., Any]) -> MLTask:
+        signature = read_signature(function)
         return MLTask(
-            function=_without_outputs(function),
+            function=_without_outputs(function, signature),
+            signature=signature,
             multiple_outputs=False,
             operator_class=MLStepOperator,
             kwargs=kwargs,

@@ -126,7 +126,7 @@ class MetricPoint(BaseModel):
     :param model_id: LoggedModel that the number is about, so that it shows with the model too; None for none.
     """
 
-    model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants", protected_namespaces=(), defer_build=True)
 
     key: str
     value: float

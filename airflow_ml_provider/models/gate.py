@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from airflow_ml_provider.exceptions import ConfigError
+from airflow_ml_provider.models.xcom import XComValue
 
 Decision = Literal["promote", "keep", "reject"]
 """``promote``: surely better. ``keep``: nothing says so, the champion stays. ``reject``: not fit by itself."""
@@ -138,11 +139,10 @@ class Gain(BaseModel):
     high: float
 
 
-class Verdict(BaseModel):
+class Verdict(XComValue):
     """
     What the gate has decided, and why.
 
-    :param version: Version of this form in XCom; a reader refuses any other.
     :param decision: What is to be done with the challenger.
     :param reasons: Whole sentences with their numbers; the first ones have decided.
     :param metrics: Numbers that were looked at: those of the rules by their names, and what the comparison found as
@@ -152,9 +152,9 @@ class Verdict(BaseModel):
     :param champion: URI of the model that serves today; None when there is none.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    what: ClassVar[str] = "a verdict"
+    remedy: ClassVar[str] = "Run the gate again with this release."
 
-    version: Literal[1] = 1
     decision: Decision
     reasons: tuple[str, ...] = Field(min_length=1)
     metrics: dict[str, float] = Field(default_factory=dict)
@@ -171,21 +171,3 @@ class Verdict(BaseModel):
         plain = self.model_dump(mode="json")
         plain["metrics"] = {name: value if math.isfinite(value) else str(value) for name, value in self.metrics.items()}
         return plain
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Verdict:
-        """
-        Read the form that :meth:`to_json` writes.
-
-        :param value: What XCom gave back.
-        :return: The verdict.
-        :raises ConfigError: it is of another version or not a verdict; a retry never helps.
-        """
-        try:
-            return cls.model_validate(dict(value))
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise ConfigError(
-                f"{dict(value)!r} is not a verdict of version 1 that this release reads: "
-                f"{'.'.join(map(str, first['loc']))}: {first['msg']}. Run the gate again with this release."
-            ) from error

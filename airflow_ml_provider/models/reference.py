@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from airflow_ml_provider.exceptions import ConfigError
-
-WIRE_VERSION: Literal[1] = 1
-"""Version of the XCom form of references; a reader refuses any other."""
-
+from airflow_ml_provider.models.xcom import XComValue
 
 METADATA_SUFFIX = ".metadata.json"
 """Ending of the file that keeps an output's metadata, beside the output."""
 
 
-class ArtifactRef(BaseModel):
+class ArtifactRef(XComValue):
     """
     Reference to one artifact of one step: small, plain JSON, complete in itself.
 
-    :param version: Version of this form.
     :param type: Name of the artifact type, as in :data:`ARTIFACT_TYPES`.
     :param name: Name of the output that made it, or of the input that asked for it.
     :param uri: Where its bytes are: ``runs:/<run>/<path>``, ``models:/<model id>``, ``models:/<name>@<alias>`` or any
@@ -33,9 +29,9 @@ class ArtifactRef(BaseModel):
     :param metadata: URI of a JSON file with the artifact's metadata; None when it has none.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    what: ClassVar[str] = "an artifact reference"
+    remedy: ClassVar[str] = "Run the step that made it again with this release."
 
-    version: Literal[1] = WIRE_VERSION
     type: str
     name: str
     uri: str
@@ -43,14 +39,6 @@ class ArtifactRef(BaseModel):
     size: int | None = Field(default=None, ge=0)
     run_id: str | None = None
     metadata: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """
-        Return the plain JSON form for XCom.
-
-        :return: A dictionary without the fields that are None.
-        """
-        return self.model_dump(mode="json", exclude_none=True)
 
     @classmethod
     def looks_like(cls, value: object) -> bool:
@@ -62,28 +50,11 @@ class ArtifactRef(BaseModel):
         """
         return isinstance(value, Mapping) and {"version", "type", "uri"} <= value.keys()
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> ArtifactRef:
-        """
-        Read the form that :meth:`to_json` writes.
-
-        :param value: What XCom gave back.
-        :return: The reference.
-        :raises ConfigError: it is of another version or not a reference; a retry never helps.
-        """
-        try:
-            return cls.model_validate(dict(value))
-        except ValidationError as error:
-            raise ConfigError(
-                f"{dict(value)!r} is not an artifact reference of version {WIRE_VERSION} that this release reads: "
-                f"{error.errors()[0]['msg']}. Run the step that made it again with this release."
-            ) from error
-
 
 class OutputEntry(BaseModel):
     """One output in a step's XCom: a reference without what all outputs of the step have in common."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     type: str
     path: str | None = None
@@ -93,20 +64,19 @@ class OutputEntry(BaseModel):
     metadata: bool | None = None
 
 
-class StepOutputs(BaseModel):
+class StepOutputs(XComValue):
     """
     The XCom of a step with outputs: one small JSON value for all of them.
 
-    :param version: Version of this form.
     :param run_id: Nested MLflow run of the step.
     :param outputs: Per output its type, digest, size, its ``path`` in the run or its ``uri`` elsewhere, and whether it
         has metadata.
     :param metadata: Folder of the run that holds the metadata of all of them; None when none has any.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    what: ClassVar[str] = "the XCom of a step"
+    remedy: ClassVar[str] = "Run that step again with this release."
 
-    version: Literal[1] = WIRE_VERSION
     run_id: str
     outputs: dict[str, OutputEntry]
     metadata: str | None = None
@@ -138,14 +108,6 @@ class StepOutputs(BaseModel):
         outputs = {name: entry(ref) for name, ref in refs.items()}
         return cls(run_id=run_id, outputs=outputs, metadata=next(iter(folders), None))
 
-    def to_json(self) -> dict[str, Any]:
-        """
-        Return the plain JSON form for XCom.
-
-        :return: A dictionary without the fields that are None.
-        """
-        return self.model_dump(mode="json", exclude_none=True)
-
     @classmethod
     def looks_like(cls, value: object) -> bool:
         """
@@ -155,23 +117,6 @@ class StepOutputs(BaseModel):
         :return: True for a mapping with the keys that only a step's outputs have.
         """
         return isinstance(value, Mapping) and {"version", "run_id", "outputs"} <= value.keys()
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> StepOutputs:
-        """
-        Read the form that :meth:`to_json` writes.
-
-        :param value: What XCom gave back.
-        :return: The outputs.
-        :raises ConfigError: it is of another version or shape; a retry never helps.
-        """
-        try:
-            return cls.model_validate(dict(value))
-        except ValidationError as error:
-            raise ConfigError(
-                f"the XCom of a step is not of version {WIRE_VERSION} that this release reads: "
-                f"{error.errors()[0]['msg']}. Run that step again with this release."
-            ) from error
 
     def ref(self, name: str) -> ArtifactRef:
         """

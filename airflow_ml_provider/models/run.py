@@ -148,6 +148,7 @@ class StepRecord(BaseModel):
     :param outputs: Artifacts that it has written.
     :param status: How it ended.
     :param end_time_ms: When it ended, milliseconds since the epoch; None while it runs.
+    :param tried: Whether storing its outputs has failed before, so that MLflow may have more of it than it says.
     """
 
     conn_id: str
@@ -160,6 +161,7 @@ class StepRecord(BaseModel):
     outputs: list[OutputFile] = Field(default_factory=list)
     status: RunStatus = "RUNNING"
     end_time_ms: int | None = None
+    tried: bool = False
 
 
 def mlflow_name(name: str) -> str:

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from airflow_ml_provider.config import load_settings
 from airflow_ml_provider.exceptions import ConfigError, SupersededError
 from airflow_ml_provider.hooks.mlflow import MlflowHook
+from airflow_ml_provider.hooks.patience import patiently
 from airflow_ml_provider.models.run import StepRecord
 from airflow_ml_provider.operators.attempt import read_attempt
 from airflow_ml_provider.operators.session import StepSession
 from airflow_ml_provider.tracking import fluent
-from airflow_ml_provider.tracking.patience import patiently
 from airflow_ml_provider.tracking.reconcile import settle_earlier
 from airflow_ml_provider.tracking.runs import RunTree
 

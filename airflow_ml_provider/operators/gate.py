@@ -215,7 +215,7 @@ class ModelGateOperator(StepOperatorMixin, BaseOperator, BranchMixIn):
         for name, kind in (("challenger", Model), ("champion", Model), ("metrics", Metrics), ("scores", Dataset)):
             value = getattr(self, name)
             if value is not None:
-                parameter = StepParameter(name, "input", kind, many=False, optional=False, default=None, annotation=kind)
+                parameter = StepParameter.input(name, kind)
                 check_value(StepSignature(self.task_id, {name: parameter}), parameter, value)
         for each in self.rules:
             if isinstance(each, Rule) or ("{{" not in each and "{%" not in each):
@@ -313,7 +313,7 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
 
 def _ask(session: StepSession, question: Callable[[ModelRegistry], T]) -> T:
     """Ask the registry, within the patience."""
-    from airflow_ml_provider.tracking.patience import patiently
+    from airflow_ml_provider.hooks.patience import patiently
     from airflow_ml_provider.tracking.registry import ModelRegistry
 
     registry = ModelRegistry(session.api)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator
 
 from airflow_ml_provider.core.signature import StepParameter, StepSignature
-from airflow_ml_provider.exceptions import ConfigError
 from airflow_ml_provider.links.mlflow import MlflowRunLink
 from airflow_ml_provider.models.artifact import Model
 from airflow_ml_provider.models.reference import ArtifactRef
@@ -41,7 +40,7 @@ class PromoteModelOperator(StepOperatorMixin, BaseOperator):
     :param previous_alias: Alias under which the version that leaves is kept.
     :param tags: Tags of the version, beside those that say where it comes from.
     :param allow_older: Whether a model may replace one of a later logical date. By default it may not, since that is
-        what a backfill or an old night cleared would do.
+        what a backfill or an old night cleared would do: the task is skipped, and its log and its run say why.
     :param mlflow_conn_id: Connection of the MLflow server.
     :param experiment: Name of the MLflow experiment, as for ``@task.ml``.
     """
@@ -72,7 +71,7 @@ class PromoteModelOperator(StepOperatorMixin, BaseOperator):
         self.allow_older = allow_older
         self.mlflow_conn_id = mlflow_conn_id
         self.experiment = experiment
-        wanted = StepParameter("model", "input", Model, many=False, optional=False, default=None, annotation=Model)
+        wanted = StepParameter.input("model", Model)
         check_value(StepSignature(self.task_id, {"model": wanted}), wanted, model)
 
     def execute(self, context: Context) -> dict[str, Any]:
@@ -81,12 +80,13 @@ class PromoteModelOperator(StepOperatorMixin, BaseOperator):
 
         :param context: Airflow's context.
         :return: What was promoted, as plain JSON.
-        :raises ConfigError: the champion is of a later logical date, a name is not one that MLflow takes, or somebody
-            else moved the alias meanwhile; a retry never helps.
+        :raises AirflowSkipException: the champion is of a later logical date.
+        :raises ConfigError: a name is not one that MLflow takes, or somebody else moved the alias meanwhile; a retry
+            never helps.
         :raises RemoteUnavailableError: MLflow did not answer within the patience; a retry is safe.
         """
+        from airflow_ml_provider.hooks.patience import patiently
         from airflow_ml_provider.operators.execution import open_step
-        from airflow_ml_provider.tracking.patience import patiently
         from airflow_ml_provider.tracking.registry import ModelRegistry
 
         with open_step(self, context, {"name": self.name, "alias": self.alias}) as session:
@@ -117,7 +117,7 @@ class PromoteModelOperator(StepOperatorMixin, BaseOperator):
         source = f"models:/{model_id}" if model_id else ref.uri
         attempt = session.record.attempt
         identity, trained_at = attempt.identity, registry.trained_at(ref.uri) or as_date(attempt.tags.get(LOGICAL_DATE, ""))
-        self._refuse_older(registry, source, trained_at)
+        self._leave_newer(registry, source, trained_at, session)
         tags = {
             "airflow.dag_id": identity.dag_id,
             "airflow.run_id": identity.run_id,
@@ -131,14 +131,18 @@ class PromoteModelOperator(StepOperatorMixin, BaseOperator):
         moved = registry.promote(self.name, version.version, alias=self.alias, previous_alias=self.previous_alias)
         return version, moved
 
-    def _refuse_older(self, registry: ModelRegistry, source: str, trained_at: datetime | None) -> None:
+    def _leave_newer(self, registry: ModelRegistry, source: str, trained_at: datetime | None, session: StepSession) -> None:
+        """Skip when the champion is of a later night; with a gate before, one that came between the gate and here."""
+        from airflow.sdk.exceptions import AirflowSkipException
+
         champion = registry.find(self.name, self.alias)
         if self.allow_older or champion is None or champion.source == source:
             return
         newest = registry.trained_at(champion)
         if newest and trained_at and trained_at < newest:
-            raise ConfigError(
-                f"the model of {trained_at.isoformat()} would replace {self.name}@{self.alias}, version "
-                f"{champion.version} of {newest.isoformat()}, which is newer (a backfill, or an old night cleared). "
-                "Place a ModelGateOperator before the promotion, which keeps the newer one, or set allow_older=True."
+            session.set_tags({"airflow.promotion.version": "none", "airflow.promotion.newer": champion.uri})
+            raise AirflowSkipException(
+                f"Not promoted: the model is of {trained_at.isoformat()}, and {self.name}@{self.alias}, version "
+                f"{champion.version}, of {newest.isoformat()}, which is newer (a backfill, or an old night cleared). "
+                "To promote it all the same, set allow_older=True."
             )

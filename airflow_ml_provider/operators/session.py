@@ -24,13 +24,13 @@ from airflow_ml_provider.exceptions import (
     SupersededError,
 )
 from airflow_ml_provider.hooks.mlflow import MlflowApi
+from airflow_ml_provider.hooks.patience import patiently
 from airflow_ml_provider.models.artifact import Artifact, MetricPoint, Metrics, load_metrics
 from airflow_ml_provider.models.reference import ArtifactRef, StepOutputs
 from airflow_ml_provider.models.run import OutputFile, RunStatus, StepRecord, mlflow_name
 from airflow_ml_provider.operators.attempt import redacted_text
 from airflow_ml_provider.tracking import spool
 from airflow_ml_provider.tracking.artifacts import ArtifactStore
-from airflow_ml_provider.tracking.patience import patiently
 from airflow_ml_provider.tracking.record import METRICS_PER_BATCH, Recorder, write_metrics
 from airflow_ml_provider.tracking.runs import STATE, RunTree, now_ms
 
@@ -81,8 +81,7 @@ class StepSession:
         :raises ConfigError: it is not a reference to that type, or the alias does not exist; a retry never helps.
         :raises RemoteUnavailableError: MLflow did not answer within the patience; a retry is safe.
         """
-        parameter = StepParameter(name, "input", kind, many=False, optional=optional, default=None, annotation=kind)
-        return self.read_parameter(parameter, value)  # type: ignore[return-value]  # many=False gives no list
+        return self.read_parameter(StepParameter.input(name, kind, optional=optional), value)  # type: ignore[return-value]  # many=False gives no list
 
     def read_parameter(self, parameter: StepParameter, value: object) -> Artifact | list[Artifact] | None:
         """

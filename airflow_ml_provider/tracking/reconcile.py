@@ -21,7 +21,20 @@ from airflow_ml_provider.core.states import DAG_RUN_STATUS, task_status
 from airflow_ml_provider.exceptions import AirflowMLError, RemoteNotFoundError, RemoteUnavailableError
 from airflow_ml_provider.hooks.mlflow import MlflowApi
 from airflow_ml_provider.models.run import Attempt, DagRunIdentity, RunStatus, StepIdentity
-from airflow_ml_provider.tracking.runs import KEY, PARENT, STATE, TI_ID, TRY, Run, RunTree, now_ms, run_id_of, status_of, tags_of
+from airflow_ml_provider.tracking.runs import (
+    KEY,
+    PARENT,
+    STATE,
+    TI_ID,
+    TRY,
+    Run,
+    RunTree,
+    age,
+    now_ms,
+    run_id_of,
+    status_of,
+    tags_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -143,8 +156,8 @@ class Reconciler:
             return [_left(run, str(error), problem=unreadable) for run in runs if status_of(run) == "RUNNING"]
         if view.state == DELETED and (other := self._other_airflow(runs)):
             return [_left(run, other) for run in runs if status_of(run) == "RUNNING"]
-        parents = sorted((run for run in runs if PARENT not in tags_of(run)), key=_age)
-        nested = sorted((run for run in runs if PARENT in tags_of(run)), key=_age)
+        parents = sorted((run for run in runs if PARENT not in tags_of(run)), key=age)
+        nested = sorted((run for run in runs if PARENT in tags_of(run)), key=age)
         moved = [self._move(run, parents[0]) for run in _strays(nested, parents)]
         return moved + self._settle_nested(nested, view) + self._settle_parents(parents, nested, view)
 
@@ -347,10 +360,6 @@ def _step_of(run: Run) -> StepIdentity:
 
 def _try_of(run: Run) -> tuple[str | None, str | None]:
     return tags_of(run).get(TRY), tags_of(run).get(TI_ID)
-
-
-def _age(run: Run) -> tuple[int, str]:
-    return int(run["info"].get("start_time", 0)), run_id_of(run)
 
 
 def _strays(nested: list[Run], parents: list[Run]) -> list[Run]:

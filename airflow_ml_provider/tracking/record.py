@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from airflow_ml_provider.exceptions import ArtifactError
+from airflow_ml_provider.exceptions import AirflowMLError, ArtifactError
 from airflow_ml_provider.hooks.mlflow import MlflowApi
 from airflow_ml_provider.models.artifact import MetricPoint, dump_metrics
 from airflow_ml_provider.models.reference import METADATA_SUFFIX, ArtifactRef
@@ -67,9 +67,13 @@ class Recorder:
         :raises ArtifactError: a file is gone, or a place cannot be written.
         :raises RemoteUnavailableError: a server did not answer; a retry is safe.
         """
-        for output in record.outputs:
-            if output.stored is None:
-                output.stored = self._store(record, output)
+        try:
+            for output in record.outputs:
+                if output.stored is None:
+                    output.stored = self._store(record, output)
+        except AirflowMLError:
+            record.tried = True
+            raise
 
     def log(self, record: StepRecord) -> None:
         """
@@ -149,7 +153,7 @@ class Recorder:
 
     def _store_model(self, record: StepRecord, output: OutputFile, local: Path, metadata: str | None) -> ArtifactRef:
         if output.model_id is None:
-            output.model_id = self._make_model(record, output)
+            output.model_id = self._find_model(record, output) or self._make_model(record, output)
         model_uri = f"models:/{output.model_id}"
         if "://" in output.target:
             written = self.store.store(output.target, "", local, of_mlflow=False)
@@ -160,6 +164,16 @@ class Recorder:
             uri = f"{model_uri}/{file}" if file else model_uri
         self._finish_model(output, local, written, metadata)
         return _ref(record, output, uri, written, metadata)
+
+    def _find_model(self, record: StepRecord, output: OutputFile) -> str | None:
+        """Find the LoggedModel that an earlier sending of this try has made: its answer, or the note of it, was lost."""
+        if not record.tried:
+            return None
+        of_this_try = f"source_run_id = '{record.run.run_id}' AND tags.`{TRY}` = '{record.attempt.try_number}'"
+        clauses = f"{of_this_try} AND name = '{output.name}'"
+        body = {"experiment_ids": [record.run.experiment_id], "filter": clauses, "max_results": 1}
+        found = self.api.post("logged-models/search", body).get("models", [])
+        return str(found[0]["info"]["model_id"]) if found else None
 
     def _make_model(self, record: StepRecord, output: OutputFile) -> str:
         body = {

@@ -103,7 +103,7 @@ class RunTree:
         :return: Usually one; several while a race is not settled; oldest first.
         """
         key = DagRunIdentity(dag_id=identity.dag_id, run_id=identity.run_id).key
-        return sorted(self.search([experiment_id], f"tags.`{KEY}` = '{key}'"), key=_age)
+        return sorted(self.search([experiment_id], f"tags.`{KEY}` = '{key}'"), key=age)
 
     def find_nested(self, experiment_id: str, attempt: Attempt) -> Run | None:
         """
@@ -116,7 +116,7 @@ class RunTree:
         :param attempt: The try.
         :return: The newest that fits, or None.
         """
-        for run in sorted(self.search([experiment_id], f"tags.`{KEY}` = '{attempt.identity.key}'"), key=_age, reverse=True):
+        for run in sorted(self.search([experiment_id], f"tags.`{KEY}` = '{attempt.identity.key}'"), key=age, reverse=True):
             tags = tags_of(run)
             if int(tags.get(TRY, "0")) < attempt.try_number or tags.get(TI_ID) == attempt.ti_id:
                 return run
@@ -237,7 +237,7 @@ class RunTree:
 
     def _settle(self, parents: list[Run]) -> Run:
         """Let the oldest of several parents win; whoever sees the race may do it, in part or twice."""
-        winner, *losers = sorted(parents, key=_age)
+        winner, *losers = sorted(parents, key=age)
         for loser in losers:
             log.info("Two tasks made the MLflow run of this DAG run: %s stays, %s goes.", run_id_of(winner), run_id_of(loser))
             for child in self.search([winner["info"]["experiment_id"]], f"tags.{PARENT} = '{run_id_of(loser)}'"):
@@ -333,5 +333,11 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def _age(run: Run) -> tuple[int, str]:
+def age(run: Run) -> tuple[int, str]:
+    """
+    Say where a run stands among others, oldest first; to sort by.
+
+    :param run: The run.
+    :return: When it began, and its id for those that began together.
+    """
     return int(run["info"].get("start_time", 0)), run_id_of(run)

@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 
-from airflow_ml_provider.core.signature import read_signature
+from airflow_ml_provider.core.signature import StepParameter, read_signature
 from airflow_ml_provider.exceptions import ConfigError
 from airflow_ml_provider.models.artifact import Artifact, Dataset, Input, Metrics, Model, Output
 
@@ -47,6 +47,13 @@ def test_only_inputs_and_parameters_without_a_default_are_required() -> None:
     assert required == {"table", "champion", "many", "depth"}
 
 
+@pytest.mark.parametrize("optional", [True, False])
+def test_an_input_of_no_function_is_one_artifact_that_a_call_need_not_give(optional: bool) -> None:
+    parameter = StepParameter.input("champion", Model, optional=optional)
+    assert parameter.wanted == "Input[Model]" + " | None" * optional
+    assert (parameter.role, parameter.many, parameter.required) == ("input", False, False)
+
+
 def test_annotations_that_name_what_the_enclosing_function_knows_are_read() -> None:
     Local = Dataset  # noqa: N806
 
@@ -54,6 +61,15 @@ def test_annotations_that_name_what_the_enclosing_function_knows_are_read() -> N
         assert Local
 
     assert read_signature(step).parameters["table"].artifact is Dataset
+
+
+def test_a_function_may_use_what_is_bound_further_down() -> None:
+    def step(table: Input[Dataset]) -> None:
+        helper()
+
+    assert read_signature(step).parameters["table"].artifact is Dataset
+
+    def helper() -> None: ...
 
 
 def bare(model: Model) -> None: ...

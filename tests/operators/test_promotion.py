@@ -12,6 +12,7 @@ from airflow_ml_provider import Input, Model, Output, ml_task
 from airflow_ml_provider.exceptions import ConfigError
 from airflow_ml_provider.operators.promotion import PromoteModelOperator
 from airflow_ml_provider.tracking.registry import LOGICAL_DATE, ModelRegistry
+from airflow_ml_provider.tracking.runs import RunTree, tags_of
 
 START = pendulum.datetime(2024, 1, 1)
 
@@ -82,7 +83,11 @@ def test_a_model_is_registered_promoted_and_read_by_its_alias(night, registry, u
 def test_a_backfill_without_a_gate_does_not_replace_a_newer_champion(night, registry, mlflow_api, unique):
     night("newer", day=5)
     older = night("older", day=3)
-    assert (older.state, older.task("promote")) == ("failed", "failed")
+    assert (older.state, older.task("promote")) == ("success", "skipped")
+    tree = RunTree(mlflow_api)
+    skipped = tree.search([tree.experiment_id(unique)], "tags.`airflow.state` = 'skipped'")
+    (tags,) = [tags_of(each) for each in skipped]
+    assert tags | {"airflow.promotion.version": "none", "airflow.promotion.newer": f"models:/{unique}/1"} == tags
     assert registry.find(unique, "champion").version == "1"
     assert versions(mlflow_api, unique) == ["1"]
 

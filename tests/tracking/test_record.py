@@ -5,10 +5,11 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from airflow_ml_provider.exceptions import ArtifactError, RemoteNotFoundError, SupersededError
+from airflow_ml_provider.exceptions import ArtifactError, RemoteNotFoundError, RemoteUnavailableError, SupersededError
 from airflow_ml_provider.hooks.mlflow import MlflowApi
 from airflow_ml_provider.models.artifact import MetricPoint
 from airflow_ml_provider.models.reference import ArtifactRef
@@ -17,6 +18,7 @@ from airflow_ml_provider.tracking.artifacts import ArtifactStore
 from airflow_ml_provider.tracking.places import MlflowStorePlace, hash_file
 from airflow_ml_provider.tracking.record import Recorder
 from airflow_ml_provider.tracking.runs import status_of, tags_of
+from tests.tracking.cuts import CutApi
 
 Make = Callable[..., StepRecord]
 MakeOutput = Callable[..., OutputFile]
@@ -29,6 +31,11 @@ def points(count: int, key: str = "loss") -> list[MetricPoint]:
 def history(api: MlflowApi, run_id: str, key: str) -> list[tuple[int, float]]:
     answer = api.get("metrics/get-history", run_id=run_id, metric_key=key, max_results=5000)
     return [(int(each["step"]), float(each["value"])) for each in answer["metrics"]]
+
+
+def models_of(api: MlflowApi, record: StepRecord) -> dict[str, dict[str, Any]]:
+    body = {"experiment_ids": [record.run.experiment_id], "filter": f"source_run_id = '{record.run.run_id}'"}
+    return {each["info"]["model_id"]: each["info"] for each in api.post("logged-models/search", body)["models"]}
 
 
 def stored(record: StepRecord, name: str) -> ArtifactRef:
@@ -75,6 +82,32 @@ def test_sending_twice_doubles_nothing(
     assert len(run["outputs"]["model_outputs"]) == 1
     assert len(run["inputs"]["model_inputs"]) == 1
     assert len(run["inputs"]["dataset_inputs"]) == 1
+
+
+@pytest.mark.parametrize("answered", [True, False], ids=["made", "not made"])
+@pytest.mark.parametrize("at", [0, 1, 2], ids=["create", "tags", "ready"])
+def test_a_model_whose_answer_was_lost_is_made_once(
+    recorder: Recorder, mlflow_api: MlflowApi, make_record: Make, make_output: MakeOutput, at: int, answered: bool
+) -> None:
+    record = make_record(outputs=[make_output("model", "Model", b"m")])
+    with CutApi(mlflow_api, at, answered) as cut, pytest.raises(RemoteUnavailableError):
+        Recorder(cut).send(record)
+    stale = record.model_copy(deep=True)  # as the spool has it, which learns nothing of what is sent after
+    for each in (record, stale):
+        recorder.send(each)
+        made = models_of(mlflow_api, record)
+        assert {model_id: info["status"] for model_id, info in made.items()} == {each.outputs[0].model_id: "LOGGED_MODEL_READY"}
+
+
+def test_a_try_does_not_take_the_model_of_another_try(
+    recorder: Recorder, mlflow_api: MlflowApi, make_record: Make, make_output: MakeOutput
+) -> None:
+    first = make_record(outputs=[make_output("model", "Model", b"m")])
+    with CutApi(mlflow_api, 0, answered=True) as cut, pytest.raises(RemoteUnavailableError):
+        Recorder(cut).send(first)
+    second = make_record(number=2, outputs=[make_output("model", "Model", b"m")], tried=True)
+    recorder.send(second)
+    assert len(models_of(mlflow_api, second)) == 2
 
 
 def test_a_parameter_that_a_retry_changes_becomes_a_tag_of_the_try(recorder: Recorder, make_record: Make) -> None:

@@ -4,37 +4,13 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from itertools import count
 
 import pytest
 
 from airflow_ml_provider.exceptions import ConfigError, RemoteNotFoundError, RemoteUnavailableError
 from airflow_ml_provider.hooks.mlflow import MlflowApi, MlflowServer
 from airflow_ml_provider.tracking.registry import LOGICAL_DATE, ModelRegistry, check_aliases, check_name, model_id_of
-
-CUT = "the connection is cut here"
-
-
-class CutApi(MlflowApi):
-    """
-    A real client whose connection is lost before or after one of its changes.
-
-    :param api: The client that it stands for.
-    :param at: Number of the change, from 0.
-    :param answered: Whether the server still made that change.
-    """
-
-    def __init__(self, api, at, answered):
-        super().__init__(api.server, api.settings)
-        self.at, self.answered, self.changes = at, answered, count()
-
-    def _json(self, method, url, **request):
-        cut = method != "GET" and next(self.changes) == self.at
-        if not cut or self.answered:
-            answer = super()._json(method, url, **request)
-        if cut:
-            raise RemoteUnavailableError(CUT)
-        return answer
+from tests.tracking.cuts import CUT, CutApi
 
 
 def logged_model(api, tags=None):
