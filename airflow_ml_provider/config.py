@@ -32,7 +32,8 @@ class Settings(BaseModel):
         default=10.0,
         gt=0,
         allow_inf_nan=False,
-        description="Seconds that one request to MLflow may wait for an answer.",
+        description="Seconds that one request to MLflow may wait for an answer; for a file through its artifact proxy, 60 s "
+        "and the time that the file takes at 5 MB/s, if that is more.",
     )
     http_retries: int = Field(
         default=3,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 PACKAGE = "airflow-ml-provider"
+KFP = "Kubeflow Pipelines"
+KFP_DOCS = "https://www.kubeflow.org/docs/components/pipelines/"
 
 
 def get_provider_info() -> dict[str, Any]:
@@ -14,14 +16,16 @@ def get_provider_info() -> dict[str, Any]:
     :return: Connection types, decorators, links, plugins, commands and configuration.
     """
     from airflow_ml_provider._version import __version__
+    from airflow_ml_provider.hooks.kfp_connection import kfp_connection
 
     return {
         "package-name": PACKAGE,
         "name": "ML",
-        "description": "Nightly retraining with every dataset, metric, artifact and model on record in MLflow.",
+        "description": "Nightly retraining on record in MLflow, in plain Airflow DAGs and on Kubeflow Pipelines.",
         "versions": [__version__],
         "integrations": [
-            {"integration-name": "MLflow", "external-doc-url": "https://mlflow.org/docs/latest/", "tags": ["service"]}
+            {"integration-name": "MLflow", "external-doc-url": "https://mlflow.org/docs/latest/", "tags": ["service"]},
+            {"integration-name": KFP, "external-doc-url": KFP_DOCS, "tags": ["service"]},
         ],
         "operators": [
             {
@@ -31,11 +35,35 @@ def get_provider_info() -> dict[str, Any]:
                     "airflow_ml_provider.operators.gate",
                     "airflow_ml_provider.operators.promotion",
                 ],
+            },
+            {
+                "integration-name": KFP,
+                "python-modules": [
+                    "airflow_ml_provider.operators.kfp",
+                    "airflow_ml_provider.operators.kfp_recurring",
+                    "airflow_ml_provider.operators.kfp_resources",
+                ],
+            },
+        ],
+        "sensors": [{"integration-name": KFP, "python-modules": ["airflow_ml_provider.sensors.kfp"]}],
+        "triggers": [
+            {
+                "integration-name": KFP,
+                "python-modules": ["airflow_ml_provider.triggers.kfp", "airflow_ml_provider.triggers.kfp_events"],
             }
         ],
-        "hooks": [{"integration-name": "MLflow", "python-modules": ["airflow_ml_provider.hooks.mlflow"]}],
-        "connection-types": [_mlflow_connection()],
-        "extra-links": ["airflow_ml_provider.links.mlflow.MlflowRunLink"],
+        "hooks": [
+            {"integration-name": "MLflow", "python-modules": ["airflow_ml_provider.hooks.mlflow"]},
+            {"integration-name": KFP, "python-modules": ["airflow_ml_provider.hooks.kfp"]},
+        ],
+        "connection-types": [_mlflow_connection(), kfp_connection()],
+        "extra-links": [
+            "airflow_ml_provider.links.mlflow.MlflowRunLink",
+            "airflow_ml_provider.links.kfp.KfpRunLink",
+            "airflow_ml_provider.links.kfp.KfpExperimentLink",
+            "airflow_ml_provider.links.kfp.KfpPipelineLink",
+            "airflow_ml_provider.links.kfp_recurring.KfpRecurringRunLink",
+        ],
         "task-decorators": [{"name": "ml", "class-name": "airflow_ml_provider.decorators.ml.ml_task"}],
         "plugins": [{"name": "airflow_ml", "plugin-class": "airflow_ml_provider.plugin.AirflowMLPlugin"}],
         "cli": ["airflow_ml_provider.cli.definition.get_commands"],

@@ -13,11 +13,11 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import artifacts, parsing, points, report, steps
+from benchmarks import artifacts, parsing, points, polling, report, steps
 from benchmarks.lab import Lab, make_skinny
 from tests.servers import MlflowProcess
 
-BENCHMARKS: dict[str, Any] = {"parsing": parsing, "steps": steps, "points": points, "artifacts": artifacts}
+BENCHMARKS: dict[str, Any] = {"parsing": parsing, "steps": steps, "points": points, "artifacts": artifacts, "polling": polling}
 RESULTS = Path(__file__).parent / "RESULTS.md"
 
 

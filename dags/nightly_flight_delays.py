@@ -18,6 +18,7 @@ from airflow_ml_provider.operators.promotion import PromoteModelOperator
 MODEL = "flight-delays"
 CHAMPION = f"models:/{MODEL}@champion"
 NIGHT = "{{ ds | default('2013-12-31') }}"
+PROMOTED = "{{ (ti.xcom_pull(task_ids='promote') or {'reason': 'Not promoted.'})['reason'] }}"
 REASONS = "{{ ti.xcom_pull(task_ids='gate')['reasons'] | join(' ') }}"
 LATE_MINUTES = 30
 NAMES = ["carrier", "origin", "dest"]
@@ -141,7 +142,7 @@ def evaluate(
     result.to_parquet(scores.path)
 
 
-@task.ml(trigger_rule="none_failed")  # whatever the gate has said
+@task.ml(trigger_rule="none_failed")  # promoted or not
 def report(scores: Input[Dataset], day: str, verdict: str, picture: Output[Artifact], page: Output[Artifact]) -> None:
     """Draw the AUC over the nights, and how far the probabilities of this night can be trusted."""
     from base64 import b64encode
@@ -164,9 +165,8 @@ def report(scores: Input[Dataset], day: str, verdict: str, picture: Output[Artif
     left.legend()
     left.tick_params("x", rotation=90)
     table = pd.read_parquet(scores.path)
-    style = {"n_bins": 10, "strategy": "quantile", "ax": right}
     for name in table.columns.drop("label"):
-        CalibrationDisplay.from_predictions(table["label"], table[name], name=name, **style)
+        CalibrationDisplay.from_predictions(table["label"], table[name], n_bins=10, strategy="quantile", name=name, ax=right)
     right.set(title=f"Calibration, night of {day}", xlim=(0, 0.6), ylim=(0, 0.6))
     picture.path += ".png"
     figure.savefig(picture.path)
@@ -203,7 +203,7 @@ def nightly_flight_delays() -> None:
         compare="auc",
     )
     promote = PromoteModelOperator(task_id="promote", model=fit["model"], name=MODEL)
-    gate >> promote >> report(scores=judged["scores"], day=NIGHT, verdict=REASONS)
+    gate >> promote >> report(scores=judged["scores"], day=NIGHT, verdict=f"{PROMOTED} {REASONS}")
 
 
 nightly_flight_delays()

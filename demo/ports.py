@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from demo.errors import DemoError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
 __all__ = ["HOST", "free_ports", "is_free", "port_from_environment"]
 
@@ -42,13 +42,14 @@ def is_free(port: int) -> bool:
     return True
 
 
-def free_ports(count: int, preferred: Iterable[int | None] = ()) -> list[int]:
+def free_ports(count: int, preferred: Iterable[int | None] = (), *, without: Collection[int] = ()) -> list[int]:
     """
     Choose distinct free ports.
 
     :param count: How many.
     :param preferred: Ports to take first if they are free, such as those of the last run: links into the user
         interfaces then stay valid. None where there is no preference.
+    :param without: Ports that are promised to somebody already, free or not.
     :return: ``count`` ports, the preferred ones at the positions at which they were given.
     :raises DemoError: the whole range is taken; a retry helps when something else has ended.
     """
@@ -57,7 +58,7 @@ def free_ports(count: int, preferred: Iterable[int | None] = ()) -> list[int]:
     chosen: list[int] = []
     for position in range(count):
         first = filter(None, wanted[position : position + 1])
-        port = next((p for p in chain(first, candidates) if p not in chosen and is_free(p)), None)
+        port = next((p for p in chain(first, candidates) if p not in (*chosen, *without) and is_free(p)), None)
         if port is None:
             raise DemoError(f"No free port on {HOST} between {LOWEST} and {HIGHEST}: end something that listens there.")
         chosen.append(port)

@@ -286,9 +286,10 @@ class LocalStack:
         if left:
             self._report(", ".join(left), "left by an earlier demo, ended", 0.0)
         last = self._folder.load()
-        chosen = free_ports(len(PORT_NAMES), [last.ports.get(name) for name in PORT_NAMES])
-        ports = dict(zip(PORT_NAMES, chosen, strict=True))
-        ports.update({name: port for name, port in self._wanted.items() if port})
+        ports = {name: port for name, port in self._wanted.items() if port}
+        others = [name for name in PORT_NAMES if name not in ports]
+        chosen = free_ports(len(others), [last.ports.get(name) for name in others], without=ports.values())
+        ports |= dict(zip(others, chosen, strict=True))
         self._state = StackState(secrets.token_hex(8), {}, ports)
         prepare_folders(self.state_dir)
         self._client = httpx.Client(timeout=10, trust_env=False)

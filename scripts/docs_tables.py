@@ -14,17 +14,29 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from airflow_ml_provider import exceptions
 from airflow_ml_provider.cli.definition import COMMANDS, Command
 from airflow_ml_provider.config import SECTION, Settings
 from airflow_ml_provider.core.scoring import METRICS
 from airflow_ml_provider.core.states import DAG_RUN_STATUS, TASK_STATUS, task_status
 from airflow_ml_provider.models.gate import PairedComparison
+from airflow_ml_provider.models.kfp import KfpRunOptions
 from airflow_ml_provider.operators.gate import ModelGateOperator
+from airflow_ml_provider.operators.kfp import KfpRunPipelineOperator
+from airflow_ml_provider.operators.kfp_recurring import KfpCreateRecurringRunOperator, KfpRecurringRunOperator
+from airflow_ml_provider.operators.kfp_resources import (
+    KfpCreateExperimentOperator,
+    KfpRunActionOperator,
+    KfpUploadPipelineOperator,
+)
 from airflow_ml_provider.operators.promotion import PromoteModelOperator
 from airflow_ml_provider.operators.step import MLStepOperator
 from airflow_ml_provider.provider_info import get_provider_info
+from airflow_ml_provider.sensors.kfp import KfpRunSensor
 from airflow_ml_provider.tracking.reconcile import AT_WORK
+from airflow_ml_provider.triggers.kfp import KfpRunEventTrigger
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
@@ -106,7 +118,7 @@ def _limit(bound: Any) -> str:
 
 
 def _connection() -> str:
-    (kind,) = get_provider_info()["connection-types"]
+    kind = next(each for each in get_provider_info()["connection-types"] if each["connection-type"] == "mlflow")
     shown = kind["ui-field-behaviour"]
     meanings = {
         "host": "URL of the MLflow server, with a path if need be. No credentials in it.",
@@ -135,11 +147,16 @@ def _arguments(of: type, without: Sequence[str] = ()) -> str:
     return table(["Argument", "Default", "Meaning"], rows)
 
 
-def _comparison() -> str:
-    said = dict(_PARAM.findall(inspect.getdoc(PairedComparison) or ""))
-    fields = PairedComparison.model_fields.items()
+def _fields(of: type[BaseModel]) -> str:
+    said = dict(_PARAM.findall(inspect.getdoc(of) or ""))
+    fields = of.model_fields.items()
     rows = [[f"`{name}`", "required" if field.is_required() else f"`{field.default!r}`", said[name]] for name, field in fields]
     return table(["Argument", "Default", "Meaning"], rows)
+
+
+def _summaries(*classes: type) -> str:
+    rows = [[f"`{each.__name__}`", f"`{each.__module__}`", (inspect.getdoc(each) or "").partition("\n")[0]] for each in classes]
+    return table(["Class", "Module", "What it does"], rows)
 
 
 def _default(value: object) -> str:
@@ -208,7 +225,14 @@ PARTS: dict[str, Callable[[], str]] = {
     "connection": _connection,
     "step-arguments": lambda: _arguments(MLStepOperator, without=["python_callable"]),
     "gate-arguments": lambda: _arguments(ModelGateOperator),
-    "comparison-arguments": _comparison,
+    "comparison-arguments": lambda: _fields(PairedComparison),
+    "kfp-training": _region("dags/kfp_training.py", "kfp_training"),
+    "kfp-run-arguments": lambda: _arguments(KfpRunPipelineOperator),
+    "kfp-run-options": lambda: _fields(KfpRunOptions),
+    "kfp-operators": lambda: _summaries(
+        *(KfpUploadPipelineOperator, KfpCreateExperimentOperator, KfpRunActionOperator),
+        *(KfpCreateRecurringRunOperator, KfpRecurringRunOperator, KfpRunSensor, KfpRunEventTrigger),
+    ),
     "promotion-arguments": lambda: _arguments(PromoteModelOperator),
     "metrics": _metrics,
     "commands": _commands,

@@ -20,6 +20,8 @@ from airflow.sdk import DAG, BaseOperator, XComArg, task
 from airflow.sdk.bases.decorator import DecoratedOperator, _TaskDecorator
 from airflow.sdk.definitions._internal.mixins import ResolveMixin
 from airflow.sdk.definitions.context import KNOWN_CONTEXT_KEYS, Context
+from airflow.sdk.definitions.mappedoperator import MappedOperator
+from airflow.sdk.definitions.taskgroup import MappedTaskGroup
 from airflow.sdk.definitions.xcom_arg import PlainXComArg, serialize_xcom_arg
 from airflow.serialization.serialized_objects import DagSerialization
 
@@ -204,6 +206,12 @@ class TestReferences:
             "StepReference.resolve pulls with Airflow's resolve, and picks an output of what comes"
         )
         assert issubclass(XComArg, ResolveMixin), "references.check_value leaves every ResolveMixin to run time"
+
+    def test_their_step_is_told_what_it_becomes_upstream_of(self) -> None:
+        breaks = "references.refuse_mapping_over refuses there what is mapped over one output of a step"
+        assert list(parameters(BaseOperator.update_relative)) == ["other", "upstream", "edge_modifier"], breaks
+        assert callable(MappedOperator._get_specified_expand_input), breaks
+        assert "_expand_input" in {each.name for each in attrs.fields(MappedTaskGroup)}, breaks
 
     def test_their_text_is_a_template_that_pulls(self) -> None:
         reference = XComArg(BaseOperator(task_id="t", dag=DAG("d", schedule=None)))

@@ -18,20 +18,37 @@ PUBLIC = {
     "airflow_ml_provider.decorators.ml": {"MLTask", "Step", "ml_task"},
     "airflow_ml_provider.exceptions": {
         *("AirflowMLError", "ArtifactError", "ConfigError", "GateClosedError"),
-        *("RemoteNotFoundError", "RemoteUnavailableError", "SupersededError"),
+        *("RemoteJobError", "RemoteNotFoundError", "RemoteUnavailableError"),
+        *("SubmissionUnknownError", "SupersededError", "UnauthorizedError"),
     },
+    "airflow_ml_provider.hooks.kfp": {"KfpApi", "KfpHook", "filter_text"},
     "airflow_ml_provider.hooks.mlflow": {"MlflowApi", "MlflowHook"},
     "airflow_ml_provider.hooks.mlflow_server": {"MlflowServer", "server_url"},
+    "airflow_ml_provider.links.kfp": {"KfpExperimentLink", "KfpPipelineLink", "KfpRunLink", "pages"},
+    "airflow_ml_provider.links.kfp_recurring": {"KfpRecurringRunLink", "recurring_run_page"},
     "airflow_ml_provider.links.mlflow": {"MlflowRunLink"},
     "airflow_ml_provider.models.gate": {"Gain", "PairedComparison", "Rule", "Verdict"},
+    "airflow_ml_provider.models.kfp": {"KfpRunOptions", "PipelineRun", "PipelineTask", "RunState", "WaitOutcome"},
     "airflow_ml_provider.mypy_plugin": {"StepPlugin", "plugin"},
     "airflow_ml_provider.operators.gate": {"ModelGateOperator", "read_rows"},
+    "airflow_ml_provider.operators.kfp": {"KfpRunPipelineOperator"},
+    "airflow_ml_provider.operators.kfp_recurring": {"KfpCreateRecurringRunOperator", "KfpRecurringRunOperator"},
+    "airflow_ml_provider.operators.kfp_resources": {
+        *("KfpCreateExperimentOperator", "KfpRunActionOperator", "KfpUploadPipelineOperator"),
+    },
     "airflow_ml_provider.operators.promotion": {"PromoteModelOperator"},
     "airflow_ml_provider.operators.step": {"MLStepOperator", "StepOperatorMixin"},
     "airflow_ml_provider.plugin": {"AirflowMLPlugin"},
     "airflow_ml_provider.provider_info": {"get_provider_info"},
+    "airflow_ml_provider.sensors.kfp": {"KfpRunSensor"},
+    "airflow_ml_provider.testing": {"FakeKfpServer", "KfpError", "Request", "Run", "Workflow"},
+    "airflow_ml_provider.triggers.kfp": {"KfpRunEventTrigger", "KfpRunTrigger"},
+    "airflow_ml_provider.triggers.kfp_events": {"KfpRunEventTrigger"},
 }
-PACKAGES = {"cli", "core", "decorators", "hooks", "lineage", "links", "listeners", "models", "operators", "plugin", "tracking"}
+PACKAGES = {
+    *("cli", "core", "decorators", "hooks", "jobs", "lineage", "links", "listeners", "models", "operators", "plugin"),
+    *("sensors", "testing", "tracking", "triggers"),
+}
 
 
 def own_names(module: Any) -> set[str]:

@@ -19,14 +19,13 @@ from airflow.plugins_manager import AirflowPlugin
 from airflow.providers_manager import ProvidersManager
 from airflow.sdk import BaseHook, BaseOperator, BaseOperatorLink, task
 from airflow.sdk.providers_manager_runtime import ProvidersManagerTaskRuntime
+from airflow.triggers.base import BaseTrigger
 from packaging.version import Version
 
 import airflow_ml_provider
 from airflow_ml_provider import ml_task
 from airflow_ml_provider.config import SECTION, Settings
 from airflow_ml_provider.hooks.mlflow import MlflowHook
-from airflow_ml_provider.links.mlflow import MlflowRunLink
-from airflow_ml_provider.operators.step import MLStepOperator
 from airflow_ml_provider.provider_info import PACKAGE, get_provider_info
 
 SCHEMA = Path(airflow.__file__).parent / "provider_info.schema.json"
@@ -62,9 +61,9 @@ class TestTheWhole:
         known = manager.providers[PACKAGE].data
         assert known | INFO == known
 
-    @pytest.mark.parametrize("kind", ["operators", "hooks"])
+    @pytest.mark.parametrize("kind", ["operators", "hooks", "sensors", "triggers"])
     def test_the_modules_of_a_kind_are_all_there(self, kind: str) -> None:
-        base = {"operators": BaseOperator, "hooks": BaseHook}[kind]
+        base = {"operators": BaseOperator, "hooks": BaseHook, "sensors": BaseOperator, "triggers": BaseTrigger}[kind]
         listed = {name for each in INFO[kind] for name in each["python-modules"]}
         integrations = {each["integration-name"] for each in INFO["integrations"]}
         assert {each["integration-name"] for each in INFO[kind]} <= integrations
@@ -80,19 +79,22 @@ def own_classes(module: str, base: type) -> list[type]:
 
 
 class TestWhatItNames:
-    def test_the_hook_of_the_connection_type(self) -> None:
-        (connection,) = INFO["connection-types"]
+    @pytest.mark.parametrize("connection", INFO["connection-types"], ids=lambda each: each["connection-type"])
+    def test_the_hook_of_the_connection_type(self, connection: dict[str, Any]) -> None:
         hook = loaded(connection["hook-class-name"])
         assert issubclass(hook, BaseHook)
         assert connection["connection-type"] == hook.conn_type
         assert connection["hook-name"] == hook.hook_name
         assert hook.conn_name_attr in inspect.signature(hook).parameters
 
-    def test_the_extra_link(self, manager: ProvidersManager) -> None:
-        (name,) = INFO["extra-links"]
-        assert issubclass(loaded(name), BaseOperatorLink)
-        assert name in manager.extra_links_class_names
-        assert any(isinstance(each, MlflowRunLink) for each in MLStepOperator.operator_extra_links)
+    def test_the_extra_links(self, manager: ProvidersManager) -> None:
+        names = set(INFO["extra-links"])
+        assert all(issubclass(loaded(name), BaseOperatorLink) for name in names)
+        assert names <= set(manager.extra_links_class_names)
+        modules = (name for kind in ("operators", "sensors") for each in INFO[kind] for name in each["python-modules"])
+        operators = (each for name in modules for each in own_classes(name, BaseOperator))
+        used = {type(link) for each in operators for link in each.operator_extra_links}
+        assert used == {loaded(name) for name in names}
 
     def test_the_decorator_is_task_ml(self, manager: ProvidersManager) -> None:
         (decorator,) = INFO["task-decorators"]
@@ -169,8 +171,8 @@ class TestTheConnectionForm:
         assert fields.login.title == "Login (empty for a token)"
         assert fields.password.title == "Password or token"
 
-    def test_it_changes_only_fields_that_the_form_has(self) -> None:
-        (connection,) = INFO["connection-types"]
+    @pytest.mark.parametrize("connection", INFO["connection-types"], ids=lambda each: each["connection-type"])
+    def test_it_changes_only_fields_that_the_form_has(self, connection: dict[str, Any]) -> None:
         behaviour = connection["ui-field-behaviour"]
         known = {"description", "host", "schema", "login", "password", "port", "extra"}
         named = {*behaviour["hidden-fields"], *behaviour["relabeling"], *behaviour["placeholders"]}

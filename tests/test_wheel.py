@@ -7,6 +7,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -169,8 +170,10 @@ class TestMetadata:
             assert each.specifier.contains(version(each.name), prereleases=True), str(each)
 
     def test_the_extras_are_those_that_the_messages_name(self, metadata: Message) -> None:
-        assert sorted(metadata.get_all("Provides-Extra", [])) == ["gate", "server"]
-        assert "airflow-ml-provider[gate]" in (ROOT / NAME / "operators" / "gate.py").read_text()
+        extras = set(metadata.get_all("Provides-Extra", []))
+        assert extras == {"gate", "kfp", "kubernetes", "server"}
+        said = "".join(file.read_text() for file in (ROOT / NAME).rglob("*.py"))
+        assert set(re.findall(r"airflow-ml-provider\[(\w+)\]", said)) == extras - {"server"}
 
 
 class TestInstalled:

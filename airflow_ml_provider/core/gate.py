@@ -46,6 +46,7 @@ def judge(
     compare: PairedComparison | None = None,
     metrics: Mapping[str, float] | None = None,
     rows: Rows | None = None,
+    scored: str = "",
     unreadable_champion: Literal["keep", "promote"] = "keep",
 ) -> Verdict:
     """
@@ -58,6 +59,7 @@ def judge(
     :param metrics: The challenger's final values. A rule's metric that is not among them is computed from ``rows`` if
         it is one of :data:`~airflow_ml_provider.core.scoring.METRICS`.
     :param rows: Scores of both on the same rows.
+    :param scored: URI of the model whose scores stand in the column of the champion; empty when nobody knows.
     :param unreadable_champion: What to do with a fit challenger when the champion's model cannot be read. ``keep``
         waits for a person, since a store that is out of order must not put an uncompared model into production;
         ``promote`` treats the champion as absent.
@@ -66,9 +68,12 @@ def judge(
     """
     values = {**(metrics or {}), **_values_of_rules(rules, metrics or {}, rows)}
     broken, kept = _apply(rules, values)
-    against = champion is not None and not champion.unreadable and _why_stay(challenger, champion) is None
+    mispaired = _mispaired(champion, rows, scored)
+    against = champion is not None and not (champion.unreadable or mispaired or _why_stay(challenger, champion))
     measured = measure(compare, rows, against_champion=against) if compare else Measured({})
-    decision, reasons = _decide(challenger, champion, broken, compare, measured, unreadable_champion)
+    decision, reasons = _decide(
+        challenger, champion, broken, compare, measured, mispaired=mispaired, unreadable_champion=unreadable_champion
+    )
     looked_at = {rule.metric: values[rule.metric] for rule in rules if rule.metric in values}
     return Verdict(
         decision=decision,
@@ -86,6 +91,8 @@ def _decide(
     broken: list[str],
     compare: PairedComparison | None,
     measured: Measured,
+    *,
+    mispaired: str,
     unreadable_champion: Literal["keep", "promote"],
 ) -> tuple[Decision, list[str]]:
     """Go through the cases, the gravest first."""
@@ -93,11 +100,14 @@ def _decide(
     if faults:
         return "reject", faults
     if champion is None:
-        return _alone("There is no champion yet", measured)
+        alone = _alone("There is no champion yet", measured)
+        return ("keep", [mispaired]) if mispaired and alone[0] == "promote" else alone
     if stay := _why_stay(challenger, champion):
         return "keep", [stay]
     if champion.unreadable:
         return _unread(champion, measured, unreadable_champion)
+    if compare and mispaired:
+        return "keep", [mispaired]
     return _compared(compare, measured)
 
 
@@ -149,6 +159,23 @@ def _why_stay(challenger: Contender, champion: Contender) -> str | None:
             f"{champion.logical_date.isoformat()} (a backfill, or an old night cleared): the newer one stays."
         )
     return None
+
+
+def _mispaired(champion: Contender | None, rows: Rows | None, scored: str) -> str:
+    """Say why the column of the champion is not that of the champion; empty when it is, or when nobody knows better."""
+    if rows is None or rows.champion is None:
+        return ""
+    if champion is None:
+        return (
+            "There is no champion, and yet the scores have a column 'champion': there was one when they were made, or it "
+            "stands somewhere else. Nothing is promoted until they are made again; leave out the column if there is none."
+        )
+    if scored and scored != champion.uri:
+        return (
+            f"The column 'champion' of the scores is that of {scored}, and the champion is {champion.uri} now: the two "
+            "cannot be compared. The champion stays; make the scores again to compare with it."
+        )
+    return ""
 
 
 def _of_unknown_age(challenger: Contender, champion: Contender | None) -> list[str]:

@@ -176,12 +176,26 @@ def _role(hint: Any) -> tuple[Role, Any]:
 
 
 def _refuse_bare_artifact(step: str, name: str, hint: Any) -> None:
-    if isinstance(hint, type) and issubclass(hint, Artifact):
-        kind = hint.type_name
+    """Refuse an artifact that does not say its role, and one inside of a list or a dictionary."""
+    kind = _artifact_in(hint)
+    if kind is None:
+        return
+    if kind is hint:
         raise ConfigError(
-            f"step {step!r}, parameter {name!r}: {kind} alone does not say whether it is read or written. "
-            f"Declare Input[{kind}] or Output[{kind}]."
+            f"step {step!r}, parameter {name!r}: {kind.type_name} alone does not say whether it is read or written. "
+            f"Declare Input[{kind.type_name}] or Output[{kind.type_name}]."
         )
+    raise ConfigError(
+        f"step {step!r}, parameter {name!r}: {kind.type_name} stands inside of another type, where it is not seen. "
+        f"Write Input[list[{kind.type_name}]] for many, Input[{kind.type_name}] or Output[{kind.type_name}] for one."
+    )
+
+
+def _artifact_in(hint: Any) -> type[Artifact] | None:
+    """Find the first artifact type that an annotation names, however deep."""
+    if typing.get_origin(hint) is None and isinstance(hint, type) and issubclass(hint, Artifact):
+        return hint
+    return next(filter(None, map(_artifact_in, typing.get_args(hint))), None)
 
 
 def _refuse_bad_artifact(step: str, parameter: inspect.Parameter, role: Role, kind: Any, *, many: bool, optional: bool) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from airflow_ml_provider.core.signature import StepParameter, StepSignature
 from airflow_ml_provider.exceptions import ConfigError
@@ -52,6 +52,35 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if near:
         return f" Did you mean {near[0]!r}?"
     return f" There are: {', '.join(names)}." if names else " There are none."
+
+
+def check_choice(task_id: str, name: str, value: str, choices: Collection[str]) -> None:
+    """
+    Refuse a word that is none of those that there are.
+
+    :param task_id: For the message.
+    :param name: The argument.
+    :param value: What was given.
+    :param choices: What there is.
+    :raises ConfigError: it is none of them; a retry never helps.
+    """
+    if value not in choices:
+        raise ConfigError(
+            f"task {task_id!r}: {name}={value!r} is none of {', '.join(choices)}.{did_you_mean(str(value), choices)}"
+        )
+
+
+def check_given(task_id: str, name: str, value: Any) -> None:
+    """
+    Refuse a text that is empty; one that is not there yet (a reference to XCom) is left to the run.
+
+    :param task_id: For the message.
+    :param name: The argument.
+    :param value: What was given.
+    :raises ConfigError: it is empty, or None; a retry never helps.
+    """
+    if value is None or (isinstance(value, str) and value.strip() in {"", "None"}):
+        raise ConfigError(f"task {task_id!r}: {name}={value!r} is none. Give one.")
 
 
 def check_names(signature: StepSignature, given: Iterable[str]) -> None:

@@ -79,12 +79,21 @@ class MLTask(_TaskDecorator):  # type: ignore[type-arg]  # private and generic i
         given = self._by_name(args, kwargs)
         for name, value in given.items():
             check_value(self.signature, self.signature.parameters[name], value)
-        try:
-            made: Any = super().__call__(**given)
-        except TypeError:
-            check_missing(self.signature, {*given, *KNOWN_CONTEXT_KEYS})
-            raise
+        self._check_missing(given)
+        made: Any = super().__call__(**given)
         return StepReference(made.operator, signature=self.signature)
+
+    def override(self, **kwargs: Any) -> MLTask:
+        """
+        Give the task other Airflow settings.
+
+        :param kwargs: As for :func:`ml_task`.
+        :return: The step with these settings.
+        :raises ConfigError: ``multiple_outputs`` is asked for; a retry never helps.
+        """
+        _refuse_multiple_outputs(kwargs.pop("multiple_outputs", None))
+        changed: Any = super().override(**kwargs)
+        return cast("MLTask", changed)  # attrs evolves an object of our class
 
     def partial(self, **kwargs: Any) -> MLTask:
         """
@@ -109,7 +118,7 @@ class MLTask(_TaskDecorator):  # type: ignore[type-arg]  # private and generic i
         :raises ConfigError: an argument is unknown, missing, of another type, or cannot be mapped over.
         """
         check_names(self.signature, map_kwargs)
-        check_missing(self.signature, {*map_kwargs, *self.kwargs.get("op_kwargs", {}), *KNOWN_CONTEXT_KEYS})
+        self._check_missing(map_kwargs)
         for name, value in map_kwargs.items():
             check_mapped_value(self.signature, self.signature.parameters[name], value)
         return cast("StepReference", super().expand(**map_kwargs))  # made by our _expand
@@ -126,11 +135,16 @@ class MLTask(_TaskDecorator):  # type: ignore[type-arg]  # private and generic i
         for given in kwargs if isinstance(kwargs, list | tuple) else ():
             if isinstance(given, Mapping):
                 check_names(self.signature, given)
-                check_missing(self.signature, {*given, *self.kwargs.get("op_kwargs", {}), *KNOWN_CONTEXT_KEYS})
+                self._check_missing(given)
                 for name, value in given.items():
                     self._refuse_unresolved(name, value)
                     check_value(self.signature, self.signature.parameters[name], value)
         return cast("StepReference", super().expand_kwargs(kwargs, strict=strict))  # made by our _expand
+
+    def _check_missing(self, given: Mapping[str, Any]) -> None:
+        """Refuse a call that leaves something out; Airflow's context fills plain parameters and never an input."""
+        filled = KNOWN_CONTEXT_KEYS & self.signature.plain.keys()
+        check_missing(self.signature, {*given, *self.kwargs.get("op_kwargs", {}), *filled})
 
     def _expand(self, expand_input: Any, *, strict: bool) -> StepReference:
         mapped: Any = super()._expand(expand_input, strict=strict)
@@ -153,6 +167,11 @@ class MLTask(_TaskDecorator):  # type: ignore[type-arg]  # private and generic i
         for name in by_place.keys() & kwargs.keys():
             raise ConfigError(f"step {self.signature.step!r}: {name!r} is given by its place and by its name. Give it once.")
         return {**by_place, **kwargs}
+
+
+def _refuse_multiple_outputs(asked: bool | None) -> None:
+    if asked:
+        raise ConfigError("multiple_outputs is not for steps. Declare Output[...] parameters, or return one JSON value.")
 
 
 def _without_outputs(function: Callable[..., Any], signature: StepSignature) -> Callable[..., Any]:
@@ -195,8 +214,7 @@ def ml_task(
     :return: The step; call it inside a DAG.
     :raises ConfigError: the function's signature cannot be a step's; a retry never helps.
     """
-    if multiple_outputs:
-        raise ConfigError("multiple_outputs is not for steps. Declare Output[...] parameters, or return one JSON value.")
+    _refuse_multiple_outputs(multiple_outputs)
 
     def decorate(function: Callable[..., Any]) -> MLTask:
         signature = read_signature(function)

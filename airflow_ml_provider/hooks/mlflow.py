@@ -34,6 +34,12 @@ log = logging.getLogger(__name__)
 
 API_PREFIX = "/api/2.0/mlflow/"
 ARTIFACT_PREFIX = "/api/2.0/mlflow-artifacts/artifacts/"
+HASTY_S = 2.0
+"""Seconds that a request may take where nobody can wait."""
+TRANSFER_S, TRANSFER_BYTES_PER_S = 60.0, 5_000_000
+"""What the artifact proxy is given for a file: so many seconds, and the time that it takes at this rate."""
+USERS_TIMEOUT_S = 120
+"""MLflow's own default for one request of its client, which has one bound for artifacts and all else."""
 _TOO_MANY, _SERVER_ERROR = 429, 500
 
 
@@ -65,6 +71,15 @@ class MlflowApi:
     def close(self) -> None:
         """Close the connections to the server."""
         self._http.close()
+
+    def hasty(self) -> MlflowApi:
+        """
+        Make a client for moments that cannot wait: every request is sent once, and given up after 2 s.
+
+        :return: The client; close it when done.
+        """
+        bounds = {"http_retries": 0, "http_timeout_s": min(HASTY_S, self.settings.http_timeout_s)}
+        return MlflowApi(self.server, self.settings.model_copy(update=bounds))
 
     def get(self, path: str, **params: str | int) -> dict[str, Any]:
         """
@@ -139,23 +154,25 @@ class MlflowApi:
             ARTIFACT_PREFIX + quote(path),
             content=chunks,
             headers={"Content-Length": str(size), "Content-Type": "application/octet-stream"},
+            timeout=self._transfer_timeout(size),
             repeatable=False,
         )
         if answer.text.strip() not in {"", "{}"}:  # a login page in front of MLflow also answers 200
             raise self._error(answer, f"PUT {path}")
 
     @contextmanager
-    def download(self, path: str) -> Iterator[Iterator[bytes]]:
+    def download(self, path: str, size: int = 0) -> Iterator[Iterator[bytes]]:
         """
         Read one file through the server's artifact proxy, by stream; asked once.
 
         :param path: As for :meth:`upload`.
+        :param size: Bytes of the file as far as it is known; a large one is waited for longer.
         :return: The bytes in small pieces (64 KiB).
         :raises RemoteNotFoundError: there is no such file.
         :raises RemoteUnavailableError: the server or the connection failed; a retry is safe.
         """
         try:
-            with self._http.stream("GET", ARTIFACT_PREFIX + quote(path)) as answer:
+            with self._http.stream("GET", ARTIFACT_PREFIX + quote(path), timeout=self._transfer_timeout(size)) as answer:
                 if not answer.is_success:
                     answer.read()
                     raise self._error(answer, f"GET {path}")
@@ -173,6 +190,11 @@ class MlflowApi:
         """
         answer = self._json("GET", ARTIFACT_PREFIX.rstrip("/"), params={"path": path})
         return list(answer.get("files", []))
+
+    def _transfer_timeout(self, size: int) -> httpx.Timeout:
+        """Give the proxy time: it answers only when it has moved the whole file to its store, or fetched it from there."""
+        patient = max(self.settings.http_timeout_s, TRANSFER_S + size / TRANSFER_BYTES_PER_S)
+        return httpx.Timeout(self.settings.http_timeout_s, read=patient, write=patient)
 
     def _json(
         self,
@@ -320,7 +342,7 @@ class MlflowHook(BaseHook):
         server, bounds = self.server(), settings or load_settings()
         variables = {
             "MLFLOW_TRACKING_URI": server.url,
-            "MLFLOW_HTTP_REQUEST_TIMEOUT": str(max(1, int(bounds.http_timeout_s))),
+            "MLFLOW_HTTP_REQUEST_TIMEOUT": str(max(USERS_TIMEOUT_S, int(bounds.http_timeout_s))),
             "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(bounds.http_retries),
             "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
         }

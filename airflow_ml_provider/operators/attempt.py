@@ -59,10 +59,11 @@ def _shared_tags(context: Context) -> dict[str, str]:
         "airflow.version": airflow_version,
         "airflow_ml_provider.version": __version__,
     }
-    # A run by hand without a logical date stands for the moment in which it was asked for.
-    as_of = context.get("logical_date") or getattr(context["dag_run"], "run_after", None)
-    if isinstance(as_of, datetime):
-        tags["airflow.logical_date"] = as_of.isoformat()
+    # A run without one (by hand, by an asset) has no place among the nights. The moment in which it was asked for is none:
+    # after a replay of last year's data, that would hold back each of last year's nights.
+    logical_date = context.get("logical_date")
+    if isinstance(logical_date, datetime):
+        tags["airflow.logical_date"] = logical_date.isoformat()
     commit = _git_commit(context)
     return tags | ({"mlflow.source.git.commit": commit} if commit else {})
 

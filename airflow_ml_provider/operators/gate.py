@@ -18,6 +18,7 @@ from airflow.sdk import BaseOperator
 from pydantic import ValidationError
 
 from airflow_ml_provider.core.gate import Contender, judge
+from airflow_ml_provider.core.model_names import alias_in
 from airflow_ml_provider.core.scoring import Rows, check_metric
 from airflow_ml_provider.core.signature import StepParameter, StepSignature
 from airflow_ml_provider.core.wiring import did_you_mean
@@ -40,6 +41,8 @@ T = TypeVar("T")
 REASONS_LENGTH = 5000  # MLflow keeps 8,000 characters of a tag
 UNREADABLE = "champion_unreadable"
 """Key of the scores' metadata under which a step may say why it could not load the champion."""
+SCORED = "champion"
+"""Key of the scores' metadata under which a step may say the URI of the champion that it has scored."""
 
 
 class ModelGateOperator(StepOperatorMixin, BaseOperator, BranchMixIn):
@@ -53,6 +56,10 @@ class ModelGateOperator(StepOperatorMixin, BaseOperator, BranchMixIn):
 
     When the champion's model cannot be loaded, the step that scores leaves out its column and may say why in
     ``scores.metadata["champion_unreadable"]``; without that, the gate fetches the model to find out itself.
+
+    When another model became the champion after the scores were made, the two are not compared. The gate knows it from
+    the models that the step with the scores has read, or from ``scores.metadata["champion"]``, which that step may set
+    to the champion's ``.uri``.
 
     To ask a person first, place Airflow's own approval between the gate and the promotion; it shows the verdict::
 
@@ -153,9 +160,11 @@ class ModelGateOperator(StepOperatorMixin, BaseOperator, BranchMixIn):
         metrics = session.read("metrics", self.metrics, Metrics) if self.metrics is not None else None
         numbers = _numbers(metrics.metadata) if metrics else None
         _show_with_model(session, model.uri, numbers or {})
+        challenger, champion = Contender(_identity(model.uri), trained_at), self._find_champion(session, scores, rows)
         return judge(
-            Contender(_identity(model.uri), trained_at),
-            self._find_champion(session, scores, rows),
+            challenger,
+            champion,
+            scored=_scored(session, scores, challenger, champion) if scores and champion else "",
             rules=[_rule(each) for each in self.rules],
             compare=self.compare,
             metrics=numbers,
@@ -165,14 +174,16 @@ class ModelGateOperator(StepOperatorMixin, BaseOperator, BranchMixIn):
 
     def _find_champion(self, session: StepSession, scores: Dataset | None, rows: Rows | None) -> Contender | None:
         """Look who serves today, and, where that one was not scored, whether it can be read at all."""
-        text = self.champion if isinstance(self.champion, str) else ""
-        version = _ask(session, lambda registry: registry.find_uri(text))
-        if version is None and "@" in text:
-            return None
+        place, version = self.champion, None
+        if isinstance(place, str) and alias_in(place):  # nothing else can be "none yet"
+            version = _ask(session, lambda registry: registry.find_uri(self.champion))
+            if version is None:
+                return None
+            place = version.uri  # the alias may move before it is read below
         said = str(scores.metadata.get(UNREADABLE, "")) if scores else ""
-        uri = version.source if version else text
+        uri = version.source if version else ""
         try:
-            model = _given(session.read("champion", self.champion, Model))
+            model = _given(session.read("champion", place, Model))
             uri = model.uri
             if rows is not None and rows.champion is None and not said:
                 log.info("The champion was not scored. Its model at %s is fetched to see whether it can be read.", uri)
@@ -325,6 +336,21 @@ def _night_of(session: StepSession) -> datetime | None:
     from airflow_ml_provider.tracking.registry import LOGICAL_DATE, as_date
 
     return as_date(session.record.attempt.tags.get(LOGICAL_DATE, ""))
+
+
+def _scored(session: StepSession, scores: Dataset, challenger: Contender, champion: Contender) -> str:
+    """Say whose scores stand in the column of the champion, empty when nobody knows."""
+    from airflow_ml_provider.tracking.registry import model_id_of
+
+    said = scores.metadata.get(SCORED)
+    if isinstance(said, str) and said and not alias_in(said):
+        return _identity(said)
+    run_id = next((each.run_id for each in session.record.inputs if each.name == "scores"), None)
+    ours, theirs = model_id_of(challenger.uri), model_id_of(champion.uri)
+    if not (run_id and ours and theirs):
+        return ""
+    others = _ask(session, lambda registry: registry.models_read_by(run_id)) - {ours}
+    return champion.uri if theirs in others else " and ".join(f"models:/{each}" for each in sorted(others))
 
 
 def _given(model: Model | None) -> Model:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import attrs
-from airflow.sdk import XComArg
+from airflow.sdk import BaseOperator, XComArg
+from airflow.sdk.definitions._internal.abstractoperator import AbstractOperator
 from airflow.sdk.definitions._internal.mixins import ResolveMixin
+from airflow.sdk.definitions.mappedoperator import MappedOperator
 from airflow.sdk.definitions.xcom_arg import PlainXComArg
 
 from airflow_ml_provider.core.signature import StepParameter, StepSignature
@@ -143,16 +146,74 @@ def check_mapped_value(signature: StepSignature, parameter: StepParameter, value
     if isinstance(value, StepReference) and value.signature.outputs:
         source = value.source()
         if value.output is not None and not source.many:
-            raise ConfigError(
-                f"step {signature.step!r}: .expand({parameter.name}={source.text}) cannot map over one {source.type}. Map over a "
-                f"list of references ([a[{value.output!r}], b[{value.output!r}]]), over that output of a mapped step, or over "
-                "the list that a plain @task returns."
-            )
+            raise _one_is_no_list(f"step {signature.step!r}: .expand({parameter.name}={source.text})", value)
         _refuse_whole(signature, parameter, value)
         check_source(signature.step, parameter, replace(source, many=False))
+    elif isinstance(value, Mapping):
+        _refuse_pairs(signature, parameter, value)
     elif isinstance(value, list | tuple):
         for each in value:
             check_value(signature, parameter, each)
+
+
+def refuse_mapping_over(maker: BaseOperator, other: object) -> None:
+    """
+    Refuse to map a task or a task group, whoever's it is, over one output of a step or over all of them at once.
+
+    Airflow would map over the fields of the reference. It asks a reference nothing when it is mapped over; it does tell the
+    step, which becomes upstream of what is mapped.
+
+    :param maker: The step.
+    :param other: What the step was just made upstream of.
+    :raises ConfigError: it is mapped over an output of the step; a retry never helps.
+    """
+    if isinstance(sys.exc_info()[1], ConfigError):
+        return  # said already: a task group that is left by an error repeats its arrows, and must get to its own end
+    for where, inputs in _mapped_over(other):
+        pairs = inputs.items() if isinstance(inputs, Mapping) else [("kwargs", inputs)]
+        for name, value in pairs:
+            for each in _references_in(value):
+                if each.operator is maker and each.signature.outputs:
+                    raise _one_is_no_list(f"{where}: .expand({name}={each.source().text})", each)
+
+
+def _mapped_over(other: object) -> Iterator[tuple[str, object]]:
+    """Name what a task, and the task group around it, are mapped over; Airflow has no public way to ask for either."""
+    if isinstance(other, MappedOperator):
+        yield f"task {other.task_id!r}", other._get_specified_expand_input().value  # noqa: SLF001
+    group = other.get_closest_mapped_task_group() if isinstance(other, AbstractOperator) else None
+    if group is not None:
+        yield f"task group {group.group_id!r}", group._expand_input.value  # noqa: SLF001
+
+
+def _references_in(value: object) -> Iterator[StepReference]:
+    """Find the reference that is mapped over, also through ``.map``, ``.zip`` and ``.concat``; one in a list is an element."""
+    if isinstance(value, StepReference):
+        yield value
+    elif isinstance(value, XComArg):
+        for each in (getattr(value, "arg", None), *getattr(value, "args", ())):
+            yield from _references_in(each)
+
+
+def _one_is_no_list(where: str, value: StepReference) -> ConfigError:
+    source = value.source()
+    what = f"one {source.type}" if source.type else f"the outputs of a step, {', '.join(source.siblings)}"
+    name = value.output or next(iter(source.siblings))
+    return ConfigError(
+        f"{where} cannot map over {what}. Map over a list of references ([a[{name!r}], b[{name!r}]]), over that output of a "
+        "mapped step, or over the list that a plain @task returns."
+    )
+
+
+def _refuse_pairs(signature: StepSignature, parameter: StepParameter, value: Mapping[Any, Any]) -> None:
+    """Refuse artifacts in a dictionary that is mapped over: Airflow gives each instance a pair of key and value."""
+    if parameter.role == "plain":
+        _refuse_hidden(signature, parameter, value)
+        return
+    raise ConfigError(
+        f"step {signature.step!r}: .expand({parameter.name}={{...}}) over a dictionary gives each instance a pair of key and "
+        f"value, and {parameter.name!r} wants {parameter.wanted}. Map over a list: [*{{...}}.values()]."
+    )
 
 
 def _check_reference(signature: StepSignature, parameter: StepParameter, value: StepReference) -> None:

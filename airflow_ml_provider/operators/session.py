@@ -1,11 +1,10 @@
-"""What a step reads, writes and logs while it runs, and how its record is sent when it ends."""
+"""What a step reads, writes and logs while it runs, and what becomes of its record when it ends."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +12,10 @@ from typing import Any, TypeVar
 
 from airflow_ml_provider._compat import redact
 from airflow_ml_provider.config import Settings
+from airflow_ml_provider.core.model_names import alias_in
 from airflow_ml_provider.core.signature import StepParameter
 from airflow_ml_provider.core.wiring import refs_of
 from airflow_ml_provider.exceptions import (
-    AirflowMLError,
     ArtifactError,
     ConfigError,
     RemoteNotFoundError,
@@ -27,18 +26,16 @@ from airflow_ml_provider.hooks.mlflow import MlflowApi
 from airflow_ml_provider.hooks.patience import patiently
 from airflow_ml_provider.models.artifact import Artifact, MetricPoint, Metrics, load_metrics
 from airflow_ml_provider.models.reference import ArtifactRef, StepOutputs
-from airflow_ml_provider.models.run import OutputFile, RunStatus, StepRecord, mlflow_name
+from airflow_ml_provider.models.run import OutputFile, RunStatus, StepRecord
 from airflow_ml_provider.operators.attempt import redacted_text
-from airflow_ml_provider.tracking import spool
 from airflow_ml_provider.tracking.artifacts import ArtifactStore
-from airflow_ml_provider.tracking.record import METRICS_PER_BATCH, Recorder, write_metrics
+from airflow_ml_provider.tracking.delivery import ERROR, Delivery, in_words
+from airflow_ml_provider.tracking.metrics import MetricFeed
+from airflow_ml_provider.tracking.record import Recorder, write_metrics
 from airflow_ml_provider.tracking.runs import STATE, RunTree, now_ms
 
 log = logging.getLogger(__name__)
 A = TypeVar("A", bound=Artifact)
-
-FLUSH_EVERY_S = 5.0
-ERROR, ERROR_LENGTH = "airflow.error", 1000
 
 
 class StepSession:
@@ -61,11 +58,11 @@ class StepSession:
         self.scratch = scratch
         self.artifact_root = artifact_root
         self.recorder = Recorder(api, ArtifactStore(api))
+        self.metrics = MetricFeed(api, record)
+        self.delivery = Delivery(self.recorder, record, settings)
         self.killed = False
-        self.kept_at = ""
         self._supervisor = os.getppid()
         self._outputs: dict[str, Artifact] = {}
-        self._flushed_at = time.monotonic()
 
     # What a step reads
 
@@ -104,7 +101,7 @@ class StepSession:
         try:
             found = patiently(f"look up {ref.uri}", lambda: self.recorder.store.resolve(ref), self.settings.patience_s)
         except RemoteNotFoundError as error:
-            if parameter.optional and "@" in ref.uri:
+            if parameter.optional and alias_in(ref.uri):
                 log.info("%s: %s does not exist yet, so it is None.", parameter.name, ref.uri)
                 return None
             raise ConfigError(
@@ -148,31 +145,10 @@ class StepSession:
         """
         folder = self.scratch / "outputs" / name
         folder.mkdir(parents=True)
-        extra: dict[str, Any] = {"log": self.log_point} if issubclass(kind, Metrics) else {}
+        extra: dict[str, Any] = {"log": self.metrics.add} if issubclass(kind, Metrics) else {}
         artifact = kind(name, path=str(folder / name), metadata={}, **extra)
         self._outputs[name] = artifact
         return artifact
-
-    def log_point(self, point: MetricPoint) -> None:
-        """
-        Keep one point of a metric, and send what waits in batches; a server that is away is not waited for here.
-
-        :param point: The point.
-        """
-        name = mlflow_name(point.key)
-        if name != point.key:
-            log.warning("MLflow takes no metric named %r; it is kept as %r.", point.key, name)
-        self.record.metrics.append(point.model_copy(update={"key": name}))
-        if len(self.record.metrics) < METRICS_PER_BATCH and time.monotonic() - self._flushed_at < FLUSH_EVERY_S:
-            return
-        if time.monotonic() < self._flushed_at:  # the server was away a moment ago
-            return
-        self._flushed_at = time.monotonic()
-        try:
-            self.recorder.flush_metrics(self.record)
-        except RemoteUnavailableError as error:
-            self._flushed_at += 6 * FLUSH_EVERY_S
-            log.warning("%s The metrics are kept and sent when the step ends.", error)
 
     def log_metrics(self, values: Mapping[str, float], *, model_id: str | None = None) -> None:
         """
@@ -182,7 +158,7 @@ class StepSession:
         :param model_id: LoggedModel that they are about; None for none.
         """
         for key, value in values.items():
-            self.log_point(MetricPoint(key=key, value=float(value), timestamp_ms=now_ms(), model_id=model_id))
+            self.metrics.add(MetricPoint(key=key, value=float(value), timestamp_ms=now_ms(), model_id=model_id))
 
     def log_params(self, values: Mapping[str, Any]) -> None:
         """
@@ -227,25 +203,14 @@ class StepSession:
         Store the outputs and close the run; waits for MLflow within the patience, the record safe in the spool.
 
         :param state: Airflow's state, for the tag.
-        :raises ArtifactError: an output was never written; a retry helps only if the code then writes it.
+        :raises ArtifactError: an output was never written, or could not be stored; says what to mend.
         :raises SupersededError: a later try has taken over, or the supervisor of this one is gone.
         :raises RemoteUnavailableError: patience has run out; says where the record lies; a retry is safe.
         """
         if state != "skipped":  # a step that skips itself need not have written anything
             self.record.outputs += [self._collect(artifact) for artifact in self._outputs.values()]
         self._end("FINISHED", state)
-        try:
-            self.recorder.send(self.record)
-        except SupersededError:
-            raise
-        except RemoteUnavailableError as error:
-            where = self._keep()
-            log.warning("%s %s", error, where)
-            self._send_later(where)
-        except AirflowMLError as error:
-            where = self._keep()
-            self.record.status = "RUNNING"  # not ended well after all: fail() is next
-            raise type(error)(f"{error} {where}") from error
+        self.delivery.succeed()
         for output in self.record.outputs:
             if ref := output.stored:
                 log.info("Stored %s %s: %s (%s bytes, sha256 %s)", ref.type, ref.name, ref.uri, ref.size, ref.sha256)
@@ -261,35 +226,18 @@ class StepSession:
             return
         try:
             self._end("FAILED", state)
-            self.record.tags[ERROR] = _in_words(error)
-            if self.kept_at:  # the outputs are safe there, and cannot be stored now
-                self.record.outputs = [each for each in self.record.outputs if each.stored is not None]
-            self.recorder.log(self.record)
-            self.recorder.store_outputs(self.record)
         except SupersededError as superseded:
             log.warning("%s", superseded)
-        except Exception as other:  # noqa: BLE001  (whatever it is, the step's own error is the one to tell)
-            where = self.kept_at or self._keep()
-            log.warning("What the failed step had logged could not be sent: %s %s", _in_words(other), where)
-            self._close_only(other)
-
-    def _close_only(self, refused: Exception) -> None:
-        """Close the run of a failed step although MLflow does not take what it had logged."""
-        if isinstance(refused, RemoteUnavailableError):
             return
-        tags = {key: self.record.tags[key] for key in (STATE, ERROR) if key in self.record.tags}
-        try:
-            self.recorder.tree.check_current(self.record.run.run_id, self.record.attempt)
-            self.recorder.tree.close(self.record.run.run_id, "FAILED", end_time_ms=self.record.end_time_ms, tags=tags)
-        except AirflowMLError as other:
-            log.warning("The run of the failed step stays open until `airflow-ml reconcile`: %s", other)
+        self.record.tags[ERROR] = in_words(error)
+        self.delivery.fail()
 
     def kill(self) -> None:
         """Close the run of a step that is being killed: few short requests, sent once, since there are seconds left."""
         if self.record.status != "RUNNING":
             return  # it has ended already: Airflow also calls this after an execution_timeout
         self.killed = True
-        hasty = MlflowApi(self.api.server, self.settings.model_copy(update={"http_retries": 0, "http_timeout_s": 2.0}))
+        hasty = self.api.hasty()
         try:
             tree = RunTree(hasty)
             tree.check_current(self.record.run.run_id, self.record.attempt)
@@ -309,6 +257,7 @@ class StepSession:
         self.recorder.tree.check_current(self.record.run.run_id, self.record.attempt)
 
     def _end(self, status: RunStatus, state: str) -> None:
+        self.metrics.stop()
         self._require_supervised()
         self.record.status = status
         self.record.end_time_ms = now_ms()
@@ -321,30 +270,13 @@ class StepSession:
                 "it as failed whatever it returns. It records nothing more."
             )
 
-    def _keep(self) -> str:
-        """Put the record into the spool, and say in words where it is; a spool that fails is said, and raises nothing."""
-        try:
-            self.kept_at = spool.keep(self.settings.spool, self.record)
-        except ArtifactError as error:
-            return str(error)
-        return f"The record of this step is kept at {self.kept_at}; to send it by hand: airflow-ml resend {self.kept_at}"
-
-    def _send_later(self, where: str) -> None:
-        try:
-            what = f"send the record of {self.record.attempt.identity.label}"
-            patiently(what, lambda: self.recorder.send(self.record), self.settings.patience_s)
-        except (RemoteUnavailableError, ConfigError, ArtifactError, RemoteNotFoundError) as error:
-            raise type(error)(f"{error} The step itself has ended well; a retry of the task runs it again. {where}") from error
-        if self.kept_at:
-            spool.drop(self.kept_at)
-
     def _collect(self, artifact: Artifact) -> OutputFile:
         """Check that an output was written, and say where it goes."""
         local, metadata = Path(os.path.normpath(artifact.path)), _plain(artifact)
         if isinstance(artifact, Metrics) and metadata and not local.exists():
             local = local.with_suffix(".json")
             write_metrics(local, metadata)
-        if not local.exists() or (local.is_dir() and not any(local.iterdir())):
+        if not local.exists() or (local.is_dir() and all(each.is_dir() for each in local.rglob("*"))):
             raise ArtifactError(
                 f"output {artifact.name!r} ({artifact.type_name}) was never written: there is nothing at {artifact.path}. "
                 + ("Call its log_metric." if isinstance(artifact, Metrics) else "Write a file or a directory at its .path.")
@@ -368,15 +300,6 @@ def _plain(artifact: Artifact) -> dict[str, Any]:
             "and dictionaries of these as values."
         ) from error
     return plain
-
-
-def _in_words(error: BaseException) -> str:
-    """Write an error for a tag or a log line, secrets masked, as every database keeps it."""
-    try:
-        text = f"{type(error).__name__}: {error}"
-    except Exception:  # noqa: BLE001  (its own __str__ fails)
-        text = type(error).__name__
-    return str(redact(text)).replace("\0", "?").encode(errors="replace").decode()[:ERROR_LENGTH]
 
 
 def _make_input(kind: type[Artifact], session: StepSession, ref: ArtifactRef, folder: Path, index: int) -> Artifact:

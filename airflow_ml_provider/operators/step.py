@@ -19,7 +19,7 @@ from airflow_ml_provider.exceptions import ConfigError
 from airflow_ml_provider.links.mlflow import MlflowRunLink
 from airflow_ml_provider.models.artifact import Artifact
 from airflow_ml_provider.models.reference import ArtifactRef, StepOutputs
-from airflow_ml_provider.operators.references import StepReference
+from airflow_ml_provider.operators.references import StepReference, refuse_mapping_over
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -88,13 +88,25 @@ class MLStepOperator(StepOperatorMixin, DecoratedOperator):
 
     @cached_property
     def signature(self) -> StepSignature:
-        """What the function declares."""
-        return read_signature(inspect.unwrap(self.python_callable))
+        """What the function declares, outputs included: what Airflow is given is a wrapper without them."""
+        return read_signature(getattr(self.python_callable, "__wrapped__", self.python_callable))
 
     @property
     def output(self) -> StepReference:
         """The step's outputs: ``task.output["model"]``."""
         return StepReference(self, signature=self.signature)
+
+    def update_relative(self, other: Any, upstream: bool = True, edge_modifier: Any = None) -> None:
+        """
+        Look at what the step becomes upstream of; Airflow calls this for every arrow from it.
+
+        :param other: The task.
+        :param upstream: As in Airflow.
+        :param edge_modifier: As in Airflow.
+        :raises ConfigError: it is mapped over one output of this step; a retry never helps.
+        """
+        super().update_relative(other, upstream, edge_modifier)
+        refuse_mapping_over(self, other)
 
     def execute(self, context: Context) -> Any:
         """
@@ -114,8 +126,7 @@ class MLStepOperator(StepOperatorMixin, DecoratedOperator):
             check_missing(self.signature, given)
             plain = self._plain(given)
             session.log_params({name: value for name, value in plain.items() if name not in self._context_keys})
-            function = inspect.unwrap(self.python_callable)
-            result = function(**self._artifacts(session, given), **plain)
+            result = self.python_callable(**self._artifacts(session, given), **plain)
             if self.signature.outputs and result is not None:
                 raise ConfigError(
                     f"step {self.signature.step!r} has outputs and returned {type(result).__name__}; the XCom of such a step "

@@ -128,12 +128,20 @@ class ArtifactStore:
         :param local: File or directory.
         :param of_mlflow: Whether MLflow named the root.
         :return: Digest and size of what was sent.
+        :raises ArtifactError: the directory holds a link that is not to a file; a retry helps only after that is mended.
         :raises RemoteUnavailableError: the store did not answer; a retry is safe.
         """
         place = place_for(self.api, root, of_mlflow=of_mlflow)
         if local.is_file():
             return place.write(path, local)
-        files = sorted(each for each in local.rglob("*") if each.is_file())
+        files = []
+        for each in sorted(local.rglob("*")):
+            if each.is_file():
+                files.append(each)
+            elif each.is_symlink():  # it would be left out in silence
+                raise ArtifactError(
+                    f"{each} is a link to a folder, or to nothing, and cannot be stored. Copy what it points to, or remove it."
+                )
         names = [each.relative_to(local).as_posix() for each in files]
         prefix = f"{path.rstrip('/')}/" if path else ""
         return hash_tree((name, place.write(prefix + name, each)) for name, each in zip(names, files, strict=True))

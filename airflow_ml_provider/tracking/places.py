@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -26,7 +27,17 @@ PACKAGES = {
     "gs": "apache-airflow-providers-google",
     "abfs": "apache-airflow-providers-microsoft-azure",
 }
-"""What opens a scheme of URIs, for messages."""
+"""What opens a scheme of URIs for Airflow, for messages."""
+CLIENTS = {
+    "s3": "boto3",
+    "gs": "google-cloud-storage",
+    "wasbs": "azure-storage-blob azure-identity",
+    "abfss": "azure-storage-file-datalake azure-identity",
+    "hdfs": "pyarrow",
+    "sftp": "pysftp",
+}
+"""What opens a scheme of URIs for MLflow's own client, for messages."""
+FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 @dataclass(frozen=True)
@@ -101,6 +112,7 @@ class ProxyPlace:
     def __init__(self, api: MlflowApi, root: str) -> None:
         self.api = api
         self.root = root
+        self._sizes: dict[str, int] = {}
 
     def write(self, path: str, local: Path) -> Written:
         """Send one file; as :meth:`Place.write`."""
@@ -110,27 +122,35 @@ class ProxyPlace:
                 "file, or give the step an artifact_root= in an object store."
             )
         meter = _Meter()
-        size = local.stat().st_size
+        with _local_told(local):
+            size = local.stat().st_size
         self.api.upload(_below(self.root, path), meter.through(_pieces(local)), size)
         return meter.written()
 
     def read(self, path: str, local: Path) -> Written:
         """Fetch one file; as :meth:`Place.read`."""
         meter = _Meter()
-        with self.api.download(_below(self.root, path)) as pieces:
+        with self.api.download(_below(self.root, path), self._size(path)) as pieces:
             _write_pieces(local, meter.through(pieces))
         return meter.written()
 
     def files(self, path: str) -> list[str]:
         """List a folder; as :meth:`Place.files`."""
         found: list[str] = []
-        for entry in self.api.list_files(_below(self.root, path)):
-            relative = _safe(entry["path"])
-            if entry.get("is_dir"):
-                found += [f"{relative}/{each}" for each in self.files(_below(path, relative))]
-            else:
-                found.append(relative)
+        for relative, is_directory in self._list(path):
+            found += [f"{relative}/{each}" for each in self.files(_below(path, relative))] if is_directory else [relative]
         return sorted(found)
+
+    def _list(self, folder: str) -> list[tuple[str, bool]]:
+        entries = [(_safe(each["path"]), each) for each in self.api.list_files(_below(self.root, folder))]
+        self._sizes |= {_below(folder, name): int(each.get("file_size") or 0) for name, each in entries}
+        return [(name, bool(each.get("is_dir"))) for name, each in entries]
+
+    def _size(self, path: str) -> int:
+        """Look up how large a file is, by which it is waited for; 0 for what is not there."""
+        if path not in self._sizes:
+            self._list(path.rpartition("/")[0])
+        return self._sizes.get(path, 0)
 
 
 class ObjectStoragePlace:
@@ -190,36 +210,61 @@ class MlflowStorePlace:
     """
 
     def __init__(self, root: str) -> None:
+        from mlflow.exceptions import MlflowException
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-        self.repository = get_artifact_repository(root)
+        self.root = root
+        with _store_told(root, CLIENTS):
+            try:
+                self.repository = get_artifact_repository(root)
+            except MlflowException as error:
+                raise ConfigError(f"MLflow's client on this worker cannot open {root!r}: {error}") from error
 
     def write(self, path: str, local: Path) -> Written:
         """Let MLflow send one file; as :meth:`Place.write`."""
-        with tempfile.TemporaryDirectory(prefix="airflow-ml-") as folder:
+        written, target = hash_file(local), f"{self.root}/{path}"
+        with (
+            _store_told(target, CLIENTS),
+            _full_disk_told(target, "Free some there"),
+            tempfile.TemporaryDirectory(prefix="airflow-ml-") as folder,
+        ):
             named = Path(folder) / PurePosixPath(path).name
             named.symlink_to(local.resolve())
             self.repository.log_artifact(str(named), str(PurePosixPath(path).parent).removeprefix("."))
-        return hash_file(local)
+        return written
 
     def read(self, path: str, local: Path) -> Written:
         """Let MLflow fetch one file; as :meth:`Place.read`."""
-        from mlflow.exceptions import MlflowException
-
-        with tempfile.TemporaryDirectory(prefix="airflow-ml-", dir=local.parent) as folder:
+        source = f"{self.root}/{path}"
+        with (
+            _store_told(source, CLIENTS),
+            _full_disk_told(str(local), _more_space()),
+            tempfile.TemporaryDirectory(prefix="airflow-ml-", dir=local.parent) as folder,
+        ):
             try:
                 shutil.move(self.repository.download_artifacts(path, folder), local)
-            except (MlflowException, OSError) as error:
-                raise RemoteNotFoundError(f"MLflow could not fetch {path!r}: {error}") from error
+            except Exception as error:
+                # MLflow downloads in threads of its own, and hands their errors on as text.
+                if any(os.strerror(each) in str(error) for each in FULL):
+                    raise OSError(errno.ENOSPC, str(error)) from error
+                if self._lacks(path):
+                    raise RemoteNotFoundError(f"there is no file {source}") from error
+                raise
         return hash_file(local)
+
+    def _lacks(self, path: str) -> bool:
+        """Say whether the store's own listing lacks a file: only that tells a missing one from a store that is away."""
+        folder = path.rpartition("/")[0]
+        return path != "" and path not in {entry.path for entry in self.repository.list_artifacts(folder or None)}
 
     def files(self, path: str) -> list[str]:
         """List a folder; as :meth:`Place.files`."""
         found: list[str] = []
-        for entry in self.repository.list_artifacts(path or None):
-            relative = _safe(str(PurePosixPath(entry.path).relative_to(path or ".")))
-            below = _below(path, relative)
-            found += [f"{relative}/{each}" for each in self.files(below)] if entry.is_dir else [relative]
+        with _store_told(f"{self.root}/{path}", CLIENTS):
+            for entry in self.repository.list_artifacts(path or None):
+                relative = _safe(str(PurePosixPath(entry.path).relative_to(path or ".")))
+                below = _below(path, relative)
+                found += [f"{relative}/{each}" for each in self.files(below)] if entry.is_dir else [relative]
         return sorted(found)
 
 
@@ -266,16 +311,28 @@ class _Meter:
 
 
 def _pieces(local: Path) -> Iterator[bytes]:
-    with local.open("rb") as stream:
+    with _local_told(local), local.open("rb") as stream:
         while piece := stream.read(CHUNK):
             yield piece
 
 
 def _write_pieces(local: Path, pieces: Iterable[bytes]) -> None:
-    remedy = f"Free some, or point TMPDIR (now {tempfile.gettempdir()}) to a larger disk"
-    with _full_disk_told(str(local), remedy), local.open("wb") as out:
+    with _full_disk_told(str(local), _more_space()), local.open("wb") as out:
         for piece in pieces:
             out.write(piece)
+
+
+def _more_space() -> str:
+    return f"Free some, or point TMPDIR (now {tempfile.gettempdir()}) to a larger disk"
+
+
+@contextmanager
+def _local_told(local: Path) -> Iterator[None]:
+    """Turn a file of the step that cannot be read into an error that says so, whatever client was to send it."""
+    try:
+        yield
+    except OSError as error:
+        raise ArtifactError(f"{local} cannot be read, so it cannot be stored: {error}. Write it as a plain file.") from error
 
 
 @contextmanager
@@ -284,13 +341,13 @@ def _full_disk_told(where: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+        if error.errno not in FULL:
             raise
         raise ArtifactError(f"no space left while writing {where}. {remedy}; then retry.") from error
 
 
 @contextmanager
-def _store_told(place: object) -> Iterator[None]:
+def _store_told(place: object, packages: Mapping[str, str] = PACKAGES) -> Iterator[None]:
     """Turn what an object store raises, each store its own errors, into ours."""
     try:
         yield
@@ -299,12 +356,16 @@ def _store_told(place: object) -> Iterator[None]:
     except (FileNotFoundError, IsADirectoryError) as error:
         raise RemoteNotFoundError(f"there is no file {place}") from error
     except ImportError as error:
-        raise ConfigError(f"{place} cannot be opened: {error}. Install it (or the Airflow provider).") from error
-    except (ConnectionError, TimeoutError) as error:
-        raise RemoteUnavailableError(f"the store of {place} did not answer: {error}. A retry is safe.") from error
+        package = packages.get(urlsplit(str(place)).scheme, error.name)
+        raise ConfigError(f"{place} cannot be opened: {error}. On the workers: pip install {package}") from error
     except OSError as error:
+        # Clients make their own kinds of OSError for a connection that is lost; those have no number.
+        if error.errno is None or isinstance(error, ConnectionError | TimeoutError):
+            raise RemoteUnavailableError(f"the store of {place} did not answer: {error}. A retry is safe.") from error
         raise ArtifactError(f"{place} cannot be read or written: {error}. Check its space and its permissions.") from error
     except Exception as error:
+        if getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST":
+            raise RemoteNotFoundError(f"there is no file {place}") from error
         raise RemoteUnavailableError(
             f"the store of {place} answered {type(error).__name__}: {error}. Check its address and the credentials; then retry."
         ) from error

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from airflow_ml_provider.exceptions import AirflowMLError, ArtifactError
+from airflow_ml_provider.exceptions import ArtifactError
 from airflow_ml_provider.hooks.mlflow import MlflowApi
 from airflow_ml_provider.models.artifact import MetricPoint, dump_metrics
 from airflow_ml_provider.models.reference import METADATA_SUFFIX, ArtifactRef
@@ -71,7 +71,7 @@ class Recorder:
             for output in record.outputs:
                 if output.stored is None:
                     output.stored = self._store(record, output)
-        except AirflowMLError:
+        except BaseException:
             record.tried = True
             raise
 
@@ -92,14 +92,14 @@ class Recorder:
 
     def flush_metrics(self, record: StepRecord) -> None:
         """
-        Send the metrics that wait, while the step runs.
+        Send one batch of the metrics that wait, while the step runs: two requests, whatever has gathered.
 
         :param record: What the step did so far; its metrics are emptied as they are sent.
         :raises SupersededError: a later try has taken over.
         :raises RemoteUnavailableError: MLflow did not answer; what was not sent waits.
         """
         self.tree.check_current(record.run.run_id, record.attempt)
-        self._log_points(record)
+        self._log_batch(record)
 
     def _log_params(self, record: StepRecord, params: dict[str, str]) -> None:
         for some in batches(params.items(), PAIRS_PER_BATCH):
@@ -107,9 +107,12 @@ class Recorder:
 
     def _log_points(self, record: StepRecord) -> None:
         while record.metrics:
-            some = record.metrics[:METRICS_PER_BATCH]
-            self.api.post("runs/log-batch", {"run_id": record.run.run_id, "metrics": [_point(each) for each in some]})
-            del record.metrics[: len(some)]
+            self._log_batch(record)
+
+    def _log_batch(self, record: StepRecord) -> None:
+        some = record.metrics[:METRICS_PER_BATCH]
+        self.api.post("runs/log-batch", {"run_id": record.run.run_id, "metrics": [_point(each) for each in some]})
+        del record.metrics[: len(some)]
 
     def _log_lineage(self, record: StepRecord, run: Run) -> None:
         """Name the datasets and models that were read, and the models that were made; MLflow takes each model once."""

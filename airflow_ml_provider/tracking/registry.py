@@ -14,8 +14,10 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from airflow_ml_provider.core.model_names import alias_in, check_aliases, check_name
 from airflow_ml_provider.exceptions import ConfigError, RemoteNotFoundError
 from airflow_ml_provider.hooks.mlflow import MlflowApi
+from airflow_ml_provider.tracking.artifacts import ELSEWHERE
 
 log = logging.getLogger(__name__)
 
@@ -25,10 +27,16 @@ ROLLBACK = "airflow.rollback"
 """Tag of a registered model while it is rolled back: ``<version that leaves>><version that returns>``."""
 
 LOGICAL_DATE = "airflow.logical_date"
-"""Tag of a LoggedModel and of a version: logical date of the DAG run that trained it, in ISO form."""
+"""Tag of a LoggedModel and of a version: logical date of the DAG run that trained it, in ISO form; not of a run without one."""
+
+WHATEVER = "*"
+"""For :meth:`ModelRegistry.promote`: the alias may stand anywhere before the move."""
 
 _LOGGED_MODEL = re.compile(r"^models:/(m-[0-9a-f]{32})(?:/.*)?$")
-_ALIAS = re.compile(r"^(?!latest$)(?!v\d+$)[\w-]{1,255}$", re.ASCII | re.IGNORECASE)
+
+
+class AliasMovedError(ConfigError):
+    """Somebody else moved the alias meanwhile, and that stands. Look again at what serves now, and decide anew."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +134,8 @@ class ModelRegistry:
         :return: The version; None when the server says that there is no such model or alias, or for another URI.
         :raises RemoteUnavailableError: the server did not answer; a retry is safe.
         """
-        name, _, alias = uri.removeprefix("models:/").rpartition("@")
-        return self.find(name, alias) if uri.startswith("models:/") and name else None
+        named = alias_in(uri)
+        return self.find(*named) if named else None
 
     def trained_at(self, model: RegisteredVersion | str) -> datetime | None:
         """
@@ -138,14 +146,32 @@ class ModelRegistry:
         :raises RemoteUnavailableError: the server did not answer; a retry is safe.
         """
         tags = dict(model.tags) if isinstance(model, RegisteredVersion) else {}
-        found = _LOGGED_MODEL.match(model.source if isinstance(model, RegisteredVersion) else model)
-        if LOGICAL_DATE not in tags and found:
-            try:
-                info = self._api.get(f"logged-models/{found.group(1)}")["model"]["info"]
-            except RemoteNotFoundError:  # deleted; whether that matters is not asked here
-                return None
-            tags = {each["key"]: each["value"] for each in info.get("tags", [])}
+        model_id = model_id_of(model.source if isinstance(model, RegisteredVersion) else model)
+        if LOGICAL_DATE not in tags and model_id:
+            tags = self._tags_of(model_id)
         return as_date(tags.get(LOGICAL_DATE, ""))
+
+    def models_read_by(self, run_id: str) -> set[str]:
+        """
+        Say which LoggedModels a run has read.
+
+        :param run_id: Any MLflow run.
+        :return: Their ids; none for a run that is not there.
+        :raises RemoteUnavailableError: the server did not answer; a retry is safe.
+        """
+        return self._models_of(run_id, "inputs", "model_inputs")
+
+    def find_logged_model(self, run_id: str, uri: str) -> str:
+        """
+        Find the LoggedModel of a model whose bytes lie outside of MLflow.
+
+        :param run_id: MLflow run that made it.
+        :param uri: Where its bytes are.
+        :return: Id of the LoggedModel; empty when that run has made none that lies there.
+        :raises RemoteUnavailableError: the server did not answer; a retry is safe.
+        """
+        made = sorted(self._models_of(run_id, "outputs", "model_outputs"))
+        return next((each for each in made if self._tags_of(each).get(ELSEWHERE) == uri.rstrip("/")), "")
 
     def register(
         self, name: str, source: str, *, run_id: str = "", model_id: str = "", tags: Mapping[str, str] | None = None
@@ -172,7 +198,15 @@ class ModelRegistry:
                 self._api.post("model-versions/set-tag", body)
         return replace(version, tags={**version.tags, **(tags or {})})
 
-    def promote(self, name: str, version: str, *, alias: str = CHAMPION, previous_alias: str = PREVIOUS_CHAMPION) -> Promotion:
+    def promote(
+        self,
+        name: str,
+        version: str,
+        *,
+        alias: str = CHAMPION,
+        previous_alias: str = PREVIOUS_CHAMPION,
+        expected: str | None = WHATEVER,
+    ) -> Promotion:
         """
         Move the alias to a version, and keep the one before it under its own alias.
 
@@ -183,8 +217,11 @@ class ModelRegistry:
         :param version: Number of the version.
         :param alias: The alias to move.
         :param previous_alias: Alias of the version that it leaves.
+        :param expected: Version under the alias by which the caller has decided, None when there was none; by default
+            the alias may stand anywhere.
         :return: How the aliases stand, read after the move.
-        :raises ConfigError: an alias is not one that MLflow takes, or somebody else moved it meanwhile.
+        :raises AliasMovedError: the alias stands elsewhere than expected, or somebody else moved it during the move.
+        :raises ConfigError: an alias is not one that MLflow takes; a retry never helps.
         :raises RemoteNotFoundError: there is no such version; a retry never helps.
         :raises RemoteUnavailableError: the server did not answer; a retry is safe.
         """
@@ -195,6 +232,8 @@ class ModelRegistry:
         before = aliases.get(alias)
         if before == version:
             return Promotion(name, version, aliases.get(previous_alias), changed=False)
+        if expected not in (WHATEVER, before):
+            raise _moved(name, alias, found=before, wanted=expected)
         if before is not None:
             self._point(name, previous_alias, before)
         self._expect(name, alias, before)
@@ -237,8 +276,11 @@ class ModelRegistry:
         except RemoteNotFoundError:
             try:
                 self._api.post("registered-models/create", {"name": name}, repeatable=False)
-            except ConfigError:
-                self._state(name)  # somebody else was quicker; if not, this raises
+            except ConfigError as refused:
+                try:
+                    self._state(name)  # somebody else was quicker
+                except RemoteNotFoundError:
+                    raise refused from None
 
     def _create(self, name: str, source: str, run_id: str, model_id: str, tags: Mapping[str, str]) -> RegisteredVersion:
         """Make a version, and settle with whoever did the same at the same time: the older one wins."""
@@ -259,6 +301,21 @@ class ModelRegistry:
         answer = self._api.get("model-versions/search", filter=query, max_results=1, order_by="version_number ASC")
         return next((RegisteredVersion.of(each) for each in answer.get("model_versions", [])), None)
 
+    def _models_of(self, run_id: str, side: str, kind: str) -> set[str]:
+        try:
+            run = self._api.get("runs/get", run_id=run_id)["run"]
+        except RemoteNotFoundError:
+            return set()
+        return {str(each["model_id"]) for each in run.get(side, {}).get(kind, [])}
+
+    def _tags_of(self, model_id: str) -> dict[str, str]:
+        """Read the tags of a LoggedModel; none for a deleted one: whether that matters is not asked here."""
+        try:
+            info = self._api.get(f"logged-models/{model_id}")["model"]["info"]
+        except RemoteNotFoundError:
+            return {}
+        return {each["key"]: each["value"] for each in info.get("tags", [])}
+
     def _state(self, name: str) -> tuple[dict[str, str], dict[str, str]]:
         """Read the aliases and the tags of a registered model, both at once."""
         model = self._api.get("registered-models/get", name=name)["registered_model"]
@@ -272,10 +329,7 @@ class ModelRegistry:
         """Look whether an alias stands where it should."""
         found = self._state(name)[0].get(alias)
         if found != version:
-            raise ConfigError(
-                f"{name}@{alias} is version {found or 'none'} and not {version or 'none'}: somebody else moved it at "
-                "the same time, and that stands. Move it from one task at a time: a pool of one slot, or max_active_runs=1."
-            )
+            raise _moved(name, alias, found=found, wanted=version)
 
 
 def model_id_of(uri: str) -> str:
@@ -303,34 +357,11 @@ def as_date(text: str) -> datetime | None:
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
-def check_name(name: str) -> None:
-    """
-    Refuse a name that MLflow does not take, or that could not be quoted in its search.
-
-    :param name: Name of a registered model.
-    :raises ConfigError: it is empty, or has a slash, a colon or a quote; a retry never helps.
-    """
-    if not name.strip() or set(name) & set("/:'\"`\\"):
-        raise ConfigError(
-            f"{name!r} cannot be the name of a registered model: it must not be empty, and it must not hold "
-            "a slash, a colon, a quote or a backslash."
-        )
-
-
-def check_aliases(*aliases: str) -> None:
-    """
-    Refuse aliases that MLflow does not take, or that are the same.
-
-    :param aliases: Aliases of one registered model that are to mean different versions.
-    :raises ConfigError: one is malformed or reserved, or there are two of a kind; a retry never helps.
-    """
-    for alias in aliases:
-        if not _ALIAS.match(alias):
-            raise ConfigError(
-                f"{alias!r} cannot be an alias: at most 255 letters, digits, _ and -, and neither 'latest' nor 'v1'."
-            )
-    if len(set(aliases)) != len(aliases):
-        raise ConfigError(f"the aliases {', '.join(aliases)} must differ: one is the champion, one the version before it.")
+def _moved(name: str, alias: str, *, found: str | None, wanted: str | None) -> AliasMovedError:
+    return AliasMovedError(
+        f"{name}@{alias} is version {found or 'none'} and not {wanted or 'none'}: somebody else moved it at "
+        "the same time, and that stands. Move it from one task at a time: a pool of one slot, or max_active_runs=1."
+    )
 
 
 def _swap(name: str, aliases: Mapping[str, str], alias: str, previous_alias: str, begun: str) -> tuple[str, str]:

@@ -78,15 +78,18 @@ class RunTree:
 
         :param name: Its name.
         :return: Its id.
-        :raises ConfigError: it was deleted; restore it or choose another name.
+        :raises ConfigError: it was deleted, or MLflow refuses to make it; a retry never helps.
         """
         try:
-            found = self.api.get("experiments/get-by-name", experiment_name=name)["experiment"]
+            found = self._experiment(name)
         except RemoteNotFoundError:
             try:
                 return str(self.api.post("experiments/create", {"name": name}, repeatable=False)["experiment_id"])
-            except ConfigError:  # another step was quicker
-                found = self.api.get("experiments/get-by-name", experiment_name=name)["experiment"]
+            except ConfigError as refused:
+                try:
+                    found = self._experiment(name)  # another step was quicker
+                except RemoteNotFoundError:
+                    raise refused from None
         if found["lifecycle_stage"] != "active":
             raise ConfigError(
                 f"MLflow experiment {name!r} is deleted. Restore it (mlflow experiments restore -x {found['experiment_id']}), "
@@ -190,6 +193,10 @@ class RunTree:
         if status != "RUNNING":
             body["end_time"] = end_time_ms or now_ms()
         self.api.post("runs/update", body)
+
+    def _experiment(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.api.get("experiments/get-by-name", experiment_name=name)["experiment"]
+        return found
 
     def _make_parent(self, experiment_id: str, attempt: Attempt) -> Run:
         self.made_parent = True

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
-from airflow_ml_provider.exceptions import AirflowMLError, ArtifactError, ConfigError
+from airflow_ml_provider.exceptions import ArtifactError, ConfigError
 from airflow_ml_provider.models.run import StepRecord
 from airflow_ml_provider.tracking.places import ObjectStoragePlace
 from airflow_ml_provider.tracking.record import Recorder
@@ -102,7 +102,7 @@ def resend(place: str, recorder: Recorder) -> StepRecord:
                 output.path = str(_fetch(folder, output.path, Path(scratch)))
         try:
             recorder.send(record)
-        except AirflowMLError:
+        except BaseException:
             # What is through must not be made a second time by the next resend.
             for output, path in zip(record.outputs, places, strict=True):
                 output.path = path

@@ -53,6 +53,23 @@ def test_a_tie_keeps_the_champion():
     assert "a tie keeps the champion" in verdict.reasons[0]
 
 
+def test_scores_of_a_champion_where_there_is_none_promote_nothing():
+    verdict = judge(NEW, None, rules=[GOOD_RULE], compare=AUC, metrics={"auc": 0.87}, rows=BETTER)
+    assert (verdict.decision, verdict.champion, verdict.gain) == ("keep", None, None)
+    assert verdict.reasons[0].startswith("There is no champion, and yet the scores have a column 'champion'")
+    assert judge(NEW, None, rules=[BAD_RULE], metrics={"auc": 0.87}, rows=BETTER).decision == "reject"
+
+
+def test_the_scores_of_another_model_are_not_taken_for_the_champions():
+    verdict = judge(NEW, OLD, compare=AUC, rows=BETTER, scored="models:/m-older")
+    assert (verdict.decision, verdict.gain, list(verdict.metrics)) == ("keep", None, ["challenger_auc"])
+    assert verdict.reasons[0].startswith(
+        "The column 'champion' of the scores is that of models:/m-older, and the champion is models:/m-old now"
+    )
+    assert judge(NEW, OLD, compare=AUC, rows=BETTER, scored=OLD.uri).decision == "promote"
+    assert judge(NEW, OLD, rows=BETTER, scored="models:/m-older", rules=[GOOD_RULE]).decision == "promote", "no comparison"
+
+
 def test_a_worse_challenger_is_kept_out_and_called_worse():
     verdict = judge(NEW, OLD, compare=AUC, rows=WORSE)
     assert verdict.decision == "keep"

@@ -7,6 +7,7 @@ from typing import Any
 
 import pendulum
 import pytest
+from airflow.providers.standard.operators.bash import BashOperator
 from airflow.sdk import DAG, setup, task, task_group, teardown
 from airflow.serialization.serialized_objects import DagSerialization
 
@@ -35,6 +36,16 @@ def show(value: Any, values: tuple[int, ...] = (), ti: Any = None, logical_date:
 @task
 def plain() -> list[int]:
     return [1]
+
+
+@task
+def tell(text: Any, other: int = 0) -> str:
+    return f"{text} {other}"
+
+
+@task_group
+def told(text: Any) -> None:
+    tell(text)
 
 
 def mapped() -> Any:
@@ -175,6 +186,43 @@ class TestRefusedWhenTheDagIsParsed:
         )
 
     @pytest.mark.parametrize(
+        "call",
+        [
+            lambda reference: tell.expand(text=reference),
+            tell.expand_kwargs,
+            lambda reference: tell.expand(text=reference.map(str)),
+            lambda reference: tell.expand(text=reference.zip(plain())),
+            lambda reference: tell.expand(text=plain().concat(reference)),
+            lambda reference: BashOperator.partial(task_id=f"bash-{reference.output}").expand(bash_command=reference),
+            lambda reference: told.expand(text=reference),
+            told.expand_kwargs,
+            train.expand_kwargs,
+        ],
+        ids=["task", "kwargs", "map", "zip", "concat", "operator", "group", "group kwargs", "step kwargs"],
+    )
+    def test_mapping_anything_of_airflows_over_one_output(self, call: Callable[[Any], Any]) -> None:
+        found = r"task .*: \.expand\(\w+=make\[\"table\"\]\) cannot map over one Dataset\. Map over a list of references "
+        with pytest.raises(ConfigError, match=rf"^{found}\(\[a\['table'\], b\['table'\]\]\), over that output of a mapped step"):
+            call(make(1)["table"])
+        with pytest.raises(ConfigError, match=r"cannot map over the outputs of a step, table, metrics\. Map over a list of"):
+            call(make(2))
+
+    def test_what_airflow_can_map_over_is_left_to_it(self, example: DAG) -> None:
+        tell.expand(text=[make(1)["table"], make(2)["table"]])
+        told.expand(text=[make(3)["table"]])
+        tell.expand(text=mapped()["table"])
+        tell.expand(text=pick(models=()))
+        tell.partial(text=make(4)["table"]).expand(other=[1, 2])
+        assert len(example.task_ids) == 11
+
+    def test_a_dictionary_of_artifacts_that_is_mapped_over(self) -> None:
+        with pytest.raises(ConfigError, match=r"\.expand\(table=\{\.\.\.\}\) over a dictionary gives each instance a pair"):
+            train.partial(depth=1).expand(table={"a": make(1)["table"]})
+        with pytest.raises(ConfigError, match=r"parameter 'value' is a plain value, but make\[\"table\"\] is a Dataset"):
+            show.expand(value={"a": make(1)["table"]})
+        assert show.expand(value={"a": 1}).operator.is_mapped
+
+    @pytest.mark.parametrize(
         ("call", "message"),
         [
             (lambda: train.partial(depth=1).expand(table=mapped()["metrics"]), 'but make["metrics"] is a Metrics. Did you mean'),
@@ -203,6 +251,9 @@ class TestRefusedWhenTheDagIsParsed:
             _ = [*make(1)["table"]]
         with pytest.raises(ConfigError, match="multiple_outputs is not for steps"):
             ml_task(multiple_outputs=True)
+        with pytest.raises(ConfigError, match="multiple_outputs is not for steps"):
+            make.override(multiple_outputs=True)
+        assert make.override(multiple_outputs=False)(1).operator.multiple_outputs is False
 
     def test_nothing_is_added_to_the_dag(self, example: DAG) -> None:
         for call in (lambda: make(row=1), lambda: train.partial(depth=1).expand(tabel=["s3://a/b"])):
@@ -307,6 +358,14 @@ class TestWorksLikeAnyTask:
 
         with pytest.raises(ValueError, match="Context key parameter ti can't have a default other than None"):
             wrong()
+
+    def test_airflows_context_fills_no_input(self) -> None:
+        @ml_task
+        def late(params: Input[Dataset]) -> None: ...
+
+        with pytest.raises(ConfigError, match=r"step 'late': missing 'params' \(Input\[Dataset\]\)\. Pass it by name"):
+            late()
+        assert late(params="s3://a/b").operator.op_kwargs == {"params": "s3://a/b"}
 
     def test_the_function_itself_can_be_called_in_a_test(self) -> None:
         @ml_task

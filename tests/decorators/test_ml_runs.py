@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -137,6 +140,49 @@ def test_steps_behave_like_any_task(run_dag: Any, unique: str, mlflow_api: Any, 
         for each in tree.search([tree.experiment_id(f"{unique}-ours")], "tags.`mlflow.parentRunId` != ''")
     }
     assert {"group.train", "group.make", "answers", "works", "mapped[0]"} <= names, names
+
+
+def noted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A decorator that keeps the signature."""
+
+    @functools.wraps(function)
+    def inner(*args: Any, **kwargs: Any) -> Any:
+        FACTS["before"] = sorted(kwargs)
+        return function(*args, **kwargs)
+
+    return inner
+
+
+def connected(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A decorator that takes a parameter away, and gives it itself."""
+
+    @functools.wraps(function)
+    def inner(**kwargs: Any) -> Any:
+        return function(session="a session", **kwargs)
+
+    left = [each for each in inspect.signature(function).parameters.values() if each.name != "session"]
+    inner.__signature__ = inspect.Signature(left)  # type: ignore[attr-defined]
+    return inner
+
+
+def test_what_an_author_puts_around_a_function_runs(run_dag: Any, unique: str) -> None:
+    @ml_task
+    @noted
+    def counts(rows: int, table: Output[Dataset]) -> None:
+        Path(table.path).write_text("x" * rows)
+
+    @task.ml
+    @connected
+    def asks(session: str, table: Input[Dataset]) -> str:
+        return f"{session}: {Path(table.path).read_text()}"
+
+    @dag(dag_id=unique, schedule=None, start_date=START, default_args={"on_failure_callback": keep_error})
+    def example() -> None:
+        asks(table=counts(rows=2)["table"])
+
+    outcome = run_dag(example())
+    assert FACTS == {"before": ["rows", "table"]}
+    assert outcome.xcom("asks") == "a session: xx"
 
 
 def test_steps_map_and_gather(run_dag: Any, unique: str) -> None:

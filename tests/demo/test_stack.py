@@ -22,6 +22,7 @@ from demo.processes import ProcessId, _from_proc, _from_ps, family, identify, is
 from demo.records import metrics_text, size_text
 from demo.settings import PORT_NAMES, commands, prepare_folders, stack_environment
 from demo.signals import StopRequested, deferred, stop_on_signal
+from demo.stack import LocalStack
 from demo.state import StackState, StateFolder
 
 PORTS = dict(zip(PORT_NAMES, (20_001, 20_002, 20_003, 20_004), strict=True))
@@ -87,6 +88,17 @@ class TestPorts:
         own = free_ports(1)[0]
         first, second = free_ports(2, [own, own])
         assert first == own != second
+
+    @pytest.mark.parametrize("name", ["airflow", "mlflow"])
+    def test_a_wanted_port_is_not_given_to_another_that_had_it_in_the_last_run(self, tmp_path, monkeypatch, name):
+        monkeypatch.setattr(LocalStack, "_start_keeper", lambda _: None)
+        last = dict(zip(PORT_NAMES, free_ports(len(PORT_NAMES)), strict=True))
+        for each in PORT_NAMES:
+            StateFolder(tmp_path).save(StackState("last", {}, last))
+            stack = LocalStack(tmp_path, **{f"{name}_port": last[each]})
+            stack._prepare()
+            assert stack._state.ports[name] == last[each]
+            assert len(set(stack._state.ports.values())) == len(PORT_NAMES)
 
     def test_a_taken_port_is_refused_by_name_with_the_way_out(self, listener):
         with pytest.raises(DemoError, match=f"DEMO_MLFLOW_PORT={listener} is taken on 127.0.0.1: give another, or unset"):

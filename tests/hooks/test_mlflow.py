@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -79,6 +80,7 @@ def test_the_real_client_gets_address_credentials_and_bounds(monkeypatch: pytest
     basic = connection(monkeypatch, host="http://x:1", login="me", password="p").client_environment(Settings(http_retries=2))
     assert basic["MLFLOW_TRACKING_USERNAME"] == "me"
     assert basic["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "2"
+    assert basic["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "120", "a file through the proxy has no other bound"
     bearer = connection(monkeypatch, host="http://x:1", password="token").client_environment(Settings())
     assert bearer["MLFLOW_TRACKING_TOKEN"] == "token"
     assert "MLFLOW_TRACKING_USERNAME" not in bearer
@@ -134,6 +136,46 @@ def test_credentials_that_cannot_be_sent_are_refused_and_not_shown(
 
 def test_a_line_end_after_a_token_is_not_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert connection(monkeypatch, host="http://x:1", password="token\n").server().password == "token"
+
+
+class Slow(BaseHTTPRequestHandler):
+    """An artifact proxy that moves the whole file to or from its store before it answers."""
+
+    def do_GET(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        time.sleep(1)
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    do_PUT = do_GET  # noqa: N815
+
+    def log_message(self, *args: Any) -> None: ...
+
+
+def test_a_proxy_that_answers_late_is_waited_for_with_files_only() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = MlflowServer("c", f"http://127.0.0.1:{server.server_port}")
+        with MlflowApi(address, Settings(http_timeout_s=0.2, http_retries=0)) as api:
+            api.upload("file", [b"bytes"], 5)
+            with api.download("file") as pieces:
+                assert b"".join(pieces) == b"{}"
+            with pytest.raises(RemoteUnavailableError, match="timed out"):
+                api.get("runs/get", run_id="x")
+        server.shutdown()
+
+
+@pytest.mark.parametrize(("timeout_s", "size", "seconds"), [(10, 0, 60), (10, 10_000_000_000, 2060), (600, 100, 600)])
+def test_a_file_is_waited_for_longer_the_larger_it_is(timeout_s: float, size: int, seconds: float) -> None:
+    with MlflowApi(MlflowServer("c", "http://x"), Settings(http_timeout_s=timeout_s)) as api:
+        assert api._transfer_timeout(size).as_dict() == {
+            "connect": timeout_s,
+            "read": seconds,
+            "write": seconds,
+            "pool": timeout_s,
+        }
 
 
 def test_repeating_is_bounded(scripted: Scripted) -> None:

@@ -12,7 +12,7 @@ from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.providers.standard.operators.python import PythonOperator
 from airflow.sdk import dag
 
-from airflow_ml_provider import Dataset, Metrics, Model, Output, ml_task
+from airflow_ml_provider import Dataset, Input, Metrics, Model, Output, ml_task
 from airflow_ml_provider.exceptions import ArtifactError, ConfigError
 from airflow_ml_provider.models.gate import PairedComparison, Verdict
 from airflow_ml_provider.operators.gate import ModelGateOperator, read_rows
@@ -74,7 +74,7 @@ def night(run_dag, unique):
             judged >> promote >> EmptyOperator(task_id="report", trigger_rule="none_failed")
             judged >> EmptyOperator(task_id="beside") if "branches" in gate else promote >> tell
 
-        return run_dag(nightly(), logical_date=START.add(days=day))
+        return run_dag(nightly(), logical_date=None if day is None else START.add(days=day))
 
     return run
 
@@ -110,6 +110,7 @@ def test_the_first_model_is_promoted_and_a_better_one_takes_its_place(night, reg
         "alias": "champion",
         "previous_version": "1",
         "uri": f"models:/{unique}/2",
+        "reason": f"Promoted: version 2 is {unique}@champion now; before it: version 1.",
     }
     assert registry.find(unique, "champion").source == verdict.challenger
     assert second.xcom("tell") == "\n\n".join(verdict.reasons)
@@ -178,6 +179,77 @@ def test_a_backfill_of_an_older_night_keeps_the_newer_champion(night, registry, 
     assert verdict_of(late).decision == "keep"
     assert "is of 2024-01-04T00:00:00+00:00, older than the champion of 2024-01-06T00:00:00+00:00" in verdict_of(late).reasons[0]
     assert registry.find(unique, "champion").version == "1"
+
+
+def test_a_run_without_a_logical_date_does_not_shut_the_gate_for_the_nights(night, registry, mlflow_api, unique):
+    night(0.2, ALONE, day=None)
+    first = registry.find(unique, "champion")
+    assert registry.trained_at(first) is None
+    model = mlflow_api.get(f"logged-models/{first.model_id}")["model"]["info"]
+    assert "airflow.logical_date" not in {*first.tags, *(each["key"] for each in model["tags"])}
+    verdict = verdict_of(night(0.3, day=2))
+    assert verdict.decision == "promote"
+    assert "The logical date of the champion is not on record" in verdict.reasons[1]
+    assert registry.find(unique, "champion").version == "2"
+
+
+def test_an_at_sign_in_the_place_of_the_champion_is_no_alias(night, registry, tmp_path, unique):
+    place = tmp_path / "models@prod" / "champion"
+    place.parent.mkdir()
+    place.write_text("serves")
+    worse = night(0.1, champion=str(place))
+    assert (verdict_of(worse).decision, verdict_of(worse).champion) == ("keep", str(place))
+    assert "the challenger is worse" in verdict_of(worse).reasons[0]
+    assert registry.find(unique, "champion") is None
+
+
+def test_scores_of_a_champion_that_is_not_there_promote_nothing(night, registry, unique):
+    verdict = verdict_of(night(0.3, BOTH))
+    assert verdict.decision == "keep"
+    assert "There is no champion, and yet the scores have a column" in verdict.reasons[0]
+    assert registry.find(unique, "champion") is None
+
+
+@ml_task
+def score(challenger: Input[Model], champion: Input[Model], made: Input[Dataset], scores: Output[Dataset]) -> None:
+    """Score both, so to say: whoever asks for the models of this step finds both."""
+    scores.path += ".parquet"
+    pd.read_parquet(made.path).to_parquet(scores.path)
+
+
+@ml_task
+def hand_on(champion: Input[Model], scores: Input[Dataset], said: Output[Dataset]) -> None:
+    """Say of which champion the scores are: that is all that can be known of it."""
+    said.path += ".parquet"
+    pd.read_parquet(scores.path).to_parquet(said.path)
+    said.metadata["champion"] = champion.uri
+
+
+@pytest.mark.parametrize("by", ["lineage", "metadata"])
+@pytest.mark.parametrize("moves", [True, False])
+def test_a_champion_that_changed_after_the_scores_were_made_is_not_compared(run_dag, night, registry, unique, by, moves):
+    night(0.2, ALONE, day=1)
+    champion = f"models:/{unique}@champion"
+    scored = registry.find(unique, "champion").source
+
+    @dag(dag_id=f"{unique}-late", schedule=None, start_date=START)
+    def late():
+        fitted = fit(apart=0.3, columns=BOTH, said="")
+        better = fit.override(task_id="better")(apart=0.25, columns=BOTH, said="")
+        if by == "lineage":
+            scores = score(challenger=fitted["model"], champion=champion, made=fitted["scores"])["scores"]
+        else:
+            scores = hand_on(champion=champion, scores=fitted["scores"])["said"]
+        gate = ModelGateOperator(
+            task_id="gate", challenger=fitted["model"], champion=champion, scores=scores, compare=PairedComparison(metric="auc")
+        )
+        if moves:
+            scores.operator >> PromoteModelOperator(task_id="meanwhile", model=better["model"], name=unique) >> gate
+
+    verdict = verdict_of(run_dag(late(), logical_date=START.add(days=2)))
+    now = registry.find(unique, "champion").source
+    assert (verdict.decision, verdict.champion) == ("keep" if moves else "promote", now)
+    assert (f"is that of {scored}, and the champion is {now} now" in verdict.reasons[0]) == moves
 
 
 @pytest.mark.parametrize(("choice", "decision"), [("keep", "keep"), ("promote", "promote")])

@@ -172,6 +172,10 @@ def test_a_failed_step_keeps_its_metrics_and_a_skipped_one_its_state(run_dag: An
     def forgets(table: Output[Dataset]) -> None: ...
 
     @ml_task
+    def leaves_a_shell(table: Output[Dataset]) -> None:
+        (Path(table.path) / "empty").mkdir(parents=True)
+
+    @ml_task
     def talks(table: Output[Dataset]) -> None:
         Path(table.path).write_text("x")
         return 3  # type: ignore[return-value]
@@ -185,6 +189,7 @@ def test_a_failed_step_keeps_its_metrics_and_a_skipped_one_its_state(run_dag: An
     def example() -> None:
         fails()
         forgets()
+        leaves_a_shell()
         talks()
         skips()
 
@@ -193,6 +198,7 @@ def test_a_failed_step_keeps_its_metrics_and_a_skipped_one_its_state(run_dag: An
     assert (status_of(runs["fails"]), metric(runs["fails"], "before")) == ("FAILED", 1.0)
     assert tags_of(runs["fails"])["airflow.error"] == "RuntimeError: out of ideas"
     assert "was never written" in tags_of(runs["forgets"])["airflow.error"]
+    assert "was never written" in tags_of(runs["leaves_a_shell"])["airflow.error"]
     assert "Return None" in tags_of(runs["talks"])["airflow.error"]
     assert {status_of(runs[name]) for name in ("forgets", "talks")} == {"FAILED"}
     assert outcome.task("skips") == "skipped"

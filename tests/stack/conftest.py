@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -12,8 +13,10 @@ import pytest
 from airflow_ml_provider.config import Settings
 from airflow_ml_provider.hooks.mlflow import MlflowApi, MlflowServer
 from airflow_ml_provider.models.run import DagRunIdentity
+from airflow_ml_provider.testing import FakeKfpServer
 from airflow_ml_provider.tracking.runs import Run, RunTree, run_id_of
 from demo.airflow_api import AirflowApi
+from demo.processes import snapshot
 from demo.stack import LocalStack
 
 HERE = Path(__file__).parent
@@ -37,6 +40,7 @@ class Site:
     stack: LocalStack
     airflow: AirflowApi
     mlflow: MlflowApi
+    kfp: FakeKfpServer
     signals: Path
 
     def start(self, dag_id: str, **kwargs: Any) -> str:
@@ -56,6 +60,19 @@ class Site:
         (found,) = [each for each in self.airflow.task_instances(dag_id, run_id) if each["task_id"] == task_id]
         return str(found["state"]), int(found["try_number"])
 
+    def worker(self, dag_id: str, run_id: str, task_id: str) -> int | None:
+        """Find the process that runs a task: Airflow names it after the task instance."""
+        for each in self.airflow.task_instances(dag_id, run_id):
+            if each["task_id"] == task_id and each["state"] == "running":
+                for pid in snapshot():
+                    try:
+                        line = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+                    except OSError:
+                        continue
+                    if each["id"] in line and "airflow worker -- " in line:
+                        return pid
+        return None
+
     def finish(self, dag_id: str, run_id: str, limit_s: float = 400) -> str:
         return str(self.airflow.wait_for_run(dag_id, run_id, timeout_s=limit_s)["state"])
 
@@ -72,7 +89,13 @@ class Site:
 
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def kfp() -> Iterator[FakeKfpServer]:
+    with FakeKfpServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory, kfp: FakeKfpServer) -> Iterator[Site]:
     """A real Airflow (scheduler, DAG processor, triggerer, API server) and a real MLflow, shared by these tests."""
     home = tmp_path_factory.mktemp("stack")
     signals = home / "signals"
@@ -80,10 +103,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     environment = {
         "TEST_SIGNALS": str(signals),
         "AIRFLOW_HOME": str(home / "state" / "airflow"),
+        "AIRFLOW_CONN_KFP_DEFAULT": json.dumps({"conn_type": "kfp", "host": kfp.url}),
         "AIRFLOW__ML__PATIENCE_S": "180",
         "AIRFLOW__ML__HTTP_TIMEOUT_S": "20",
         "AIRFLOW__ML__HTTP_RETRIES": "1",
         "AIRFLOW__ML__SPOOL": str(home / "spool"),
+        "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "10",
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "15",
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "3",
     }
@@ -97,6 +122,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         server = MlflowServer("mlflow_default", stack.mlflow_url)
         settings = Settings(http_timeout_s=30, http_retries=3)
         with stack.api() as airflow, MlflowApi(server, settings) as mlflow:
-            yield Site(stack, airflow, mlflow, signals)
+            yield Site(stack, airflow, mlflow, kfp, signals)
     finally:
         stack.stop()

@@ -174,6 +174,17 @@ def test_the_digest_of_a_directory_is_what_sha256sum_prints(
     assert stored(record, "data").sha256 == hashlib.sha256(lines.encode()).hexdigest()
 
 
+@pytest.mark.parametrize("to", ["nothing", "folder"])
+def test_a_link_that_would_be_left_out_in_silence_is_refused(
+    recorder: Recorder, make_record: Make, make_output: MakeOutput, tmp_path: Path, to: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    output = make_output("data", "Dataset", {"a": b"1"})
+    (Path(output.path) / "link").symlink_to(tmp_path / to)
+    with pytest.raises(ArtifactError, match="link is a link to a folder, or to nothing"):
+        recorder.send(make_record(outputs=[output]))
+
+
 def test_an_artifact_that_was_changed_in_the_store_is_refused(
     recorder: Recorder, mlflow_api: MlflowApi, make_record: Make, make_output: MakeOutput, tmp_path: Path
 ) -> None:

@@ -7,9 +7,10 @@ from datetime import UTC, datetime
 
 import pytest
 
+from airflow_ml_provider.core.model_names import alias_in, check_aliases, check_name
 from airflow_ml_provider.exceptions import ConfigError, RemoteNotFoundError, RemoteUnavailableError
 from airflow_ml_provider.hooks.mlflow import MlflowApi, MlflowServer
-from airflow_ml_provider.tracking.registry import LOGICAL_DATE, ModelRegistry, check_aliases, check_name, model_id_of
+from airflow_ml_provider.tracking.registry import LOGICAL_DATE, AliasMovedError, ModelRegistry, model_id_of
 from tests.tracking.cuts import CUT, CutApi
 
 
@@ -168,6 +169,19 @@ def test_a_champion_that_somebody_else_makes_meanwhile_is_noticed(registry, mlfl
     assert aliases(mlflow_api, name) == {"champion": "3", "previous-champion": "1"}
 
 
+@pytest.mark.parametrize("expected", ["1", None])
+def test_a_champion_that_the_caller_has_not_seen_is_not_replaced(registry, mlflow_api, name, expected):
+    for version in ("1", "2"):
+        registered(registry, mlflow_api, name)
+        registry.promote(name, version)
+    registered(registry, mlflow_api, name)
+    with pytest.raises(AliasMovedError, match=f"champion is version 2 and not {expected or 'none'}"):
+        registry.promote(name, "3", expected=expected)
+    assert aliases(mlflow_api, name) == {"champion": "2", "previous-champion": "1"}
+    assert registry.promote(name, "2", expected=expected).changed is False, "it is where it should be"
+    assert registry.promote(name, "3", expected="2").previous == "2"
+
+
 def test_a_rollback_swaps_and_a_second_one_swaps_back(registry, mlflow_api, name):
     for _ in range(2):
         registry.promote(name, registered(registry, mlflow_api, name))
@@ -234,7 +248,22 @@ def test_a_uri_without_an_alias_names_no_version(registry, uri):
     assert registry.find_uri(uri) is None
 
 
-@pytest.mark.parametrize("name", ["", " ", "a/b", "a:b", "it's", 'say "x"', "a`b", "a\\b"])
+@pytest.mark.parametrize(
+    ("uri", "named"),
+    [
+        ("models:/flight-delays@champion", ("flight-delays", "champion")),
+        ("models:/m-0123/model@2.pkl", None),
+        ("models:/a@b@champion", None),
+        ("s3://conn@bucket/champion", None),
+        ("/mnt/models@prod/x", None),
+        ("models:/@champion", None),
+    ],
+)
+def test_only_a_registered_model_and_its_alias_name_an_alias(uri, named):
+    assert alias_in(uri) == named
+
+
+@pytest.mark.parametrize("name", ["", " ", "a/b", "a@eu", "a:b", "it's", 'say "x"', "a`b", "a\\b"])
 def test_a_name_that_could_not_be_quoted_is_refused(name):
     with pytest.raises(ConfigError, match="cannot be the name of a registered model"):
         check_name(name)

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Barrier, Thread
+from typing import Any
 
 import pytest
 
 from airflow_ml_provider.config import Settings
 from airflow_ml_provider.exceptions import ConfigError, SupersededError
-from airflow_ml_provider.hooks.mlflow import MlflowApi
+from airflow_ml_provider.hooks.mlflow import MlflowApi, MlflowServer
 from airflow_ml_provider.models.run import Attempt, StepIdentity, params_as_text
+from airflow_ml_provider.tracking.registry import ModelRegistry
 from airflow_ml_provider.tracking.runs import KEY, PARENT, RunTree, as_pairs, now_ms, run_id_of, status_of, tags_of
 
 
@@ -129,3 +133,43 @@ def test_a_deleted_experiment_is_refused_with_the_remedy(tree: RunTree, mlflow_a
     mlflow_api.post("experiments/delete", {"experiment_id": tree.experiment_id(unique)})
     with pytest.raises(ConfigError, match="Restore it"):
         tree.open(unique, attempt(unique))
+
+
+def test_a_name_that_mlflow_refuses_is_told_with_its_reason(tree: RunTree) -> None:
+    with pytest.raises(ConfigError, match="exceeds the maximum length"):
+        tree.experiment_id("x" * 600)
+
+
+class ReadOnly(BaseHTTPRequestHandler):
+    """An MLflow that has nothing of the name, and lets nobody make it."""
+
+    def _answer(self, status: int, body: bytes) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        self._answer(404, b'{"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "none of that name"}')
+
+    def do_POST(self) -> None:
+        self._answer(403, b"Permission denied")
+
+    def log_message(self, *args: Any) -> None: ...
+
+
+@pytest.fixture
+def read_only() -> Iterator[MlflowApi]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), ReadOnly) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        with MlflowApi(MlflowServer("c", f"http://127.0.0.1:{server.server_port}"), Settings(http_retries=0)) as api:
+            yield api
+        server.shutdown()
+
+
+def test_a_refused_create_is_told_and_not_that_nothing_was_found(read_only: MlflowApi) -> None:
+    with pytest.raises(ConfigError, match="Permission denied"):
+        RunTree(read_only).experiment_id("nightly")
+    with pytest.raises(ConfigError, match="Permission denied"):
+        ModelRegistry(read_only).register("delays", "s3://bucket/model")

@@ -1,0 +1,1 @@
+"""Remote systems that run jobs: submit, look, cancel, result, find; blocking, one adapter for each."""
