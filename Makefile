@@ -20,8 +20,8 @@ setup: ## Make .venv with the locked dependencies
 demo: setup ## Run two nights of retraining on a real Airflow and MLflow (ARGS=--once: end by itself)
 	@exec $(BIN)/python -m demo $(ARGS)
 
-test: setup ## Run the test suite, two tests at a time
-	@exec $(BIN)/python -m pytest -n 2 --no-loadscope-reorder $(ARGS)
+test: setup ## Run the test suite, three tests at a time: many of them wait
+	@exec $(BIN)/python -m pytest -n 3 --no-loadscope-reorder $(ARGS)
 
 lint: setup ## Check style and formatting
 	$(BIN)/ruff check $(ARGS) .

@@ -171,7 +171,7 @@ class TestTheSecondTry:
         assert len(server.workflows) == 1
 
     def test_of_a_failed_run_keeps_its_carrier_which_owns_the_workflow(self, run_dag, unique, server):
-        server.auto(seconds=0.2, state="FAILED")
+        server.auto(seconds=1.2, state="FAILED")  # stamps are whole seconds: two ends in one could be one report that came twice
         with DAG(unique, schedule=None, start_date=START) as made:
             once = {"exactly_once": "carrier", "options": KfpRunOptions(poll_interval_s=0.1, settle_s=10)}
             pause = {"retries": 1, "retry_delay": timedelta(0)}

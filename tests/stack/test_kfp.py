@@ -104,10 +104,11 @@ def test_a_failure_is_retried_in_the_same_run_and_names_the_task(site: Site) -> 
 
 @pytest.mark.parametrize("dag_id", EITHER)
 def test_a_worker_killed_before_it_submits_has_started_nothing(site: Site, dag_id: str) -> None:
-    site.kfp.fault("hang", method="GET", path=ONE_RUN)
+    site.kfp.fault("hang", method="GET", path=ONE_RUN, times=5)
     case = Case(site, dag_id)
     until("the question before the create", lambda: case.was_asked("GET", ONE_RUN))
     case.kill_worker()
+    site.kfp.clear_faults()
     site.kfp.finish(case.started().run_id)
     case.ends()
     assert (len(case.workflows), case.creates()) == (1, 1)
@@ -166,6 +167,31 @@ def test_a_killed_scheduler_loses_no_run(site: Site) -> None:
     site.stack.restart("scheduler", keep_orphans=True)
     case.ends()
     assert (len(case.workflows), case.state) == (1, ("success", 1))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("point", ["before it submits", "between the create and its answer", "while it reads the result"])
+def test_a_scheduler_killed_at_any_point_loses_and_doubles_nothing(site: Site, point: str) -> None:
+    if point == "before it submits":
+        site.kfp.fault("slow", method="GET", path=ONE_RUN, seconds=6)
+    if point == "between the create and its answer":
+        site.kfp.fault("hang-after", method="POST", path=CREATE, seconds=6)
+    case = Case(site, "kfp_defers")
+    if point == "before it submits":
+        until("the question before the create", lambda: case.was_asked("GET", ONE_RUN))
+    elif point == "between the create and its answer":
+        case.started()
+    else:
+        workflow, now = case.waiting(), time.time()
+        site.kfp.fault("slow", method="GET", path=ONE_RUN, seconds=6)
+        site.kfp.finish(workflow.run_id)
+        until("the last question", lambda: case.was_asked("GET", ONE_RUN, after=now))
+    site.stack.kill("scheduler", whole=False)
+    site.stack.restart("scheduler", keep_orphans=True)
+    if point != "while it reads the result":
+        site.kfp.finish(case.started().run_id)
+    case.ends()
+    assert (len(case.workflows), case.creates()) == (1, 1)
 
 
 @pytest.mark.parametrize("dag_id", ["kfp_waits", "kfp_defers"])
