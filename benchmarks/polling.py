@@ -42,11 +42,11 @@ def measure(lab: Lab) -> Finding:
     :return: The figures.
     """
     sizes = [10, 100] if lab.quick else [10, 100, 1000, 10_000]
-    seconds = 3 if lab.quick else 30
+    seconds = 3 if lab.quick else 20
     rounds = [
         {"runs": runs}
         | {way: lab.ask("benchmarks.polling", {"way": way, "runs": runs, "seconds": seconds}) for way in (OURS, EACH)}
-        for _ in range(lab.rounds(3))
+        for _ in range(lab.rounds(2))
         for runs in sizes
     ]
     by_size = {runs: [each for each in rounds if each["runs"] == runs] for runs in sizes}

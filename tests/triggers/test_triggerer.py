@@ -143,12 +143,23 @@ def in_database(airflow_db: None, kfp: FakeKfpServer, monkeypatch: pytest.Monkey
         session.query(Connection).filter_by(conn_id="kfp_default").delete()
 
 
+@pytest.fixture
+def _nobody_else_defers(airflow_db: None) -> None:
+    """Delete the triggers that DAG runs of other tests have left in this worker's database: this triggerer would run them."""
+    from airflow.models.trigger import Trigger
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        session.query(Trigger).delete()
+
+
 def is_quiet(kfp: FakeKfpServer) -> bool:
     asked = len(kfp.requests)
     time.sleep(3)
     return len(kfp.requests) == asked
 
 
+@pytest.mark.usefixtures("_nobody_else_defers")
 def test_marks_stop_the_run_and_a_change_of_the_triggerer_does_not(
     kfp: FakeKfpServer, in_database: Callable[[], None], unique: str
 ) -> None:
