@@ -73,6 +73,12 @@ class Site:
                         return pid
         return None
 
+    def heard(self, run_id: str, task_id: str) -> bool:
+        """Whether the executor has reported a task's first half: Airflow 3.3 fails a task that goes on before that."""
+        word = f"task_id='{task_id}', run_id='{run_id}', try_number="
+        lines = self.stack.log_file("scheduler").read_text().splitlines()
+        return any("Received executor event" in line and word in line for line in lines)
+
     def finish(self, dag_id: str, run_id: str, limit_s: float = 400) -> str:
         return str(self.airflow.wait_for_run(dag_id, run_id, timeout_s=limit_s)["state"])
 

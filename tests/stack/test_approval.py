@@ -19,14 +19,8 @@ def test_the_answer_of_a_person_decides_over_the_promotion(site: Site, answer: s
     def asked() -> bool:
         return site.task_state(DAG, run_id, "ask")[0] in {"awaiting_input", "deferred"}
 
-    def heard() -> bool:
-        """An answer within a second of the question reaches Airflow 3.3 before its executor's word, and the task fails."""
-        word = f"task_id='ask', run_id='{run_id}', try_number=1"
-        lines = site.stack.log_file("scheduler").read_text().splitlines()
-        return any("Received executor event" in line and word in line for line in lines)
-
     until("the question", asked)
-    until("the executor's word", heard)
+    until("the executor's word", lambda: site.heard(run_id, "ask"))
     said = site.airflow.call("GET", question)
     assert "models:/m-" in said["subject"]
     assert "no champion" in said["body"]
