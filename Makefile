@@ -9,10 +9,10 @@ unexport PYTHONDONTWRITEBYTECODE
 unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types contracts bench clean
+.PHONY: help setup demo test test-cluster lint types contracts bench clean
 
 help: ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
 
 setup: ## Make .venv with the locked dependencies
 	@scripts/setup
@@ -22,6 +22,9 @@ demo: setup ## Run two nights of retraining on a real Airflow and MLflow (ARGS=-
 
 test: setup ## Run the test suite, three tests at a time: many of them wait
 	@exec $(BIN)/python -m pytest -n 3 --no-loadscope-reorder $(ARGS)
+
+test-cluster: setup ## Run the tests that need a Kubernetes: the one of KUBECONFIG (docs/pods.md says which variables they read)
+	@exec $(BIN)/python -m pytest --run-cluster -m cluster $(ARGS)
 
 lint: setup ## Check style and formatting
 	$(BIN)/ruff check $(ARGS) .

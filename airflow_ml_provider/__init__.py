@@ -15,11 +15,31 @@ from airflow_ml_provider._version import __version__
 
 if TYPE_CHECKING:
     from airflow_ml_provider.decorators.ml import ml_task
+    from airflow_ml_provider.decorators.ml_pod import ml_pod_task
     from airflow_ml_provider.models.artifact import Artifact, Dataset, Input, Metrics, Model, Output
+    from airflow_ml_provider.models.pod_options import PodOptions
+    from airflow_ml_provider.models.resources import GpuRequest
 
-__all__ = ["Artifact", "Dataset", "Input", "Metrics", "Model", "Output", "__version__", "ml_task"]
+__all__ = [
+    "Artifact",
+    "Dataset",
+    "GpuRequest",
+    "Input",
+    "Metrics",
+    "Model",
+    "Output",
+    "PodOptions",
+    "__version__",
+    "ml_pod_task",
+    "ml_task",
+]
 
-_HOMES = {"ml_task": "airflow_ml_provider.decorators.ml"}
+_HOMES = {
+    "GpuRequest": "airflow_ml_provider.models.resources",
+    "PodOptions": "airflow_ml_provider.models.pod_options",
+    "ml_pod_task": "airflow_ml_provider.decorators.ml_pod",
+    "ml_task": "airflow_ml_provider.decorators.ml",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import threading
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -29,10 +30,16 @@ class StateStore(Protocol):
         """
 
 
-class _ForThisTry(dict[str, Any]):
+class ForThisTry(dict[str, Any]):
     """In place of a state store before 3.3: forgets at the end of the try."""
 
     def set(self, key: str, value: Any) -> None:
+        """
+        Write a value.
+
+        :param key: Its name.
+        :param value: JSON value.
+        """
         self[key] = value
 
 
@@ -44,7 +51,7 @@ def state_store(context: Mapping[str, Any]) -> StateStore:
     :return: The store; before Airflow 3.3 one that lasts for this try only.
     """
     found: StateStore | None = context.get("task_state_store")
-    return _ForThisTry() if found is None else found
+    return ForThisTry() if found is None else found
 
 
 def task_state(ti: Any, timeout_s: float = 2.0) -> str | None:
@@ -90,6 +97,28 @@ def read_option(section: str, option: str) -> str | None:
     """
     value = _first_of("airflow.sdk.configuration", "airflow.configuration").conf.get(section, option, fallback=None)
     return None if value is None else str(value)
+
+
+def connection_not_found() -> type[Exception]:
+    """
+    Give the exception with which Airflow says that there is no such connection.
+
+    :return: Its class, which the task SDK has of its own since 3.2.
+    """
+    for name in ("airflow.sdk.exceptions", "airflow.exceptions"):
+        found: type[Exception] | None = getattr(_first_of(name), "AirflowNotFoundException", None)
+        if found is not None:
+            return found
+    raise ImportError("this Airflow has no AirflowNotFoundException")
+
+
+def has_retry_policies() -> bool:
+    """
+    Say whether a task can have a retry policy, as it can since 3.3.
+
+    :return: Whether ``airflow.sdk.definitions.retry_policy`` is there.
+    """
+    return importlib.util.find_spec("airflow.sdk.definitions.retry_policy") is not None
 
 
 def _first_of(*modules: str) -> Any:

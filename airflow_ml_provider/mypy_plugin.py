@@ -6,9 +6,9 @@ mypy checks the calls of steps as Airflow makes them: without outputs, and with 
     [tool.mypy]
     plugins = ["airflow_ml_provider.mypy_plugin"]
 
-``@ml_task`` and ``@task.ml`` are then the same. Without it, mypy and any other type checker leave the calls of an
-``@ml_task`` alone, and know ``@task.ml`` only as a decorator like ``@task``, whose calls they get wrong. mypy alone imports
-this module.
+``@ml_task`` and ``@task.ml`` are then the same, and so are ``@ml_pod_task`` and ``@task.ml_pod``. Without it, mypy and any
+other type checker leave the calls of an ``@ml_task`` alone, and know ``@task.ml`` only as a decorator like ``@task``, whose
+calls they get wrong. mypy alone imports this module.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ ML = "airflow_ml_provider.decorators.ml"
 ROLES = {"airflow_ml_provider.models.artifact.Input": "input", "airflow_ml_provider.models.artifact.Output": "output"}
 CONTEXT = "airflow.sdk.definitions.context.Context"
 REFERENCE = "airflow.sdk.definitions.xcom_arg.XComArg"
-TASK_ML = "airflow.sdk.definitions.decorators.TaskDecoratorCollection.ml"
+TASK = "airflow.sdk.definitions.decorators.TaskDecoratorCollection"
+TYPED = {f"{TASK}.ml": f"{ML}.ml_task", f"{TASK}.ml_pod": f"{ML}_pod.ml_pod_task"}
+"""What Airflow's ``task`` offers at run time, and what is the same with types."""
 READ_ONLY = {"builtins.list": "typing.Sequence", "builtins.tuple": "typing.Sequence", "builtins.dict": "typing.Mapping"}
 
 
@@ -33,12 +35,12 @@ class StepPlugin(Plugin):
 
     def get_attribute_hook(self, fullname: str) -> Callable[[AttributeContext], Type] | None:
         """
-        Give ``task.ml`` the type of ``ml_task``, where mypy has read this package.
+        Give ``task.ml`` and ``task.ml_pod`` the types of ``ml_task`` and ``ml_pod_task``, where mypy has read this package.
 
         :param fullname: Full name of the attribute.
         :return: The hook, None for any other attribute.
         """
-        known = self.lookup_fully_qualified(f"{ML}.ml_task") if fullname == TASK_ML else None
+        known = self.lookup_fully_qualified(TYPED[fullname]) if fullname in TYPED else None
         typed = getattr(known.node, "type", None) if known else None
         return (lambda _: typed) if typed is not None else None
 

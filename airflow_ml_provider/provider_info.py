@@ -6,6 +6,7 @@ from typing import Any
 
 PACKAGE = "airflow-ml-provider"
 KFP = "Kubeflow Pipelines"
+KUBERNETES = "Kubernetes"
 KFP_DOCS = "https://www.kubeflow.org/docs/components/pipelines/"
 
 
@@ -26,6 +27,7 @@ def get_provider_info() -> dict[str, Any]:
         "integrations": [
             {"integration-name": "MLflow", "external-doc-url": "https://mlflow.org/docs/latest/", "tags": ["service"]},
             {"integration-name": KFP, "external-doc-url": KFP_DOCS, "tags": ["service"]},
+            {"integration-name": KUBERNETES, "external-doc-url": "https://kubernetes.io/docs/", "tags": ["service"]},
         ],
         "operators": [
             {
@@ -44,13 +46,18 @@ def get_provider_info() -> dict[str, Any]:
                     "airflow_ml_provider.operators.kfp_resources",
                 ],
             },
+            {
+                "integration-name": KUBERNETES,
+                "python-modules": ["airflow_ml_provider.operators.pod", "airflow_ml_provider.operators.pod_function"],
+            },
         ],
         "sensors": [{"integration-name": KFP, "python-modules": ["airflow_ml_provider.sensors.kfp"]}],
         "triggers": [
             {
                 "integration-name": KFP,
                 "python-modules": ["airflow_ml_provider.triggers.kfp", "airflow_ml_provider.triggers.kfp_events"],
-            }
+            },
+            {"integration-name": KUBERNETES, "python-modules": ["airflow_ml_provider.triggers.pods"]},
         ],
         "hooks": [
             {"integration-name": "MLflow", "python-modules": ["airflow_ml_provider.hooks.mlflow"]},
@@ -64,7 +71,10 @@ def get_provider_info() -> dict[str, Any]:
             "airflow_ml_provider.links.kfp.KfpPipelineLink",
             "airflow_ml_provider.links.kfp_recurring.KfpRecurringRunLink",
         ],
-        "task-decorators": [{"name": "ml", "class-name": "airflow_ml_provider.decorators.ml.ml_task"}],
+        "task-decorators": [
+            {"name": "ml", "class-name": "airflow_ml_provider.decorators.ml.ml_task"},
+            {"name": "ml_pod", "class-name": "airflow_ml_provider.decorators.ml_pod.ml_pod_decorator"},
+        ],
         "plugins": [{"name": "airflow_ml", "plugin-class": "airflow_ml_provider.plugin.AirflowMLPlugin"}],
         "cli": ["airflow_ml_provider.cli.definition.get_commands"],
         "config": {"ml": {"description": "Options of airflow-ml-provider.", "options": _options()}},
@@ -77,13 +87,16 @@ def _mlflow_connection() -> dict[str, Any]:
         "hook-class-name": "airflow_ml_provider.hooks.mlflow.MlflowHook",
         "hook-name": "MLflow",
         "ui-field-behaviour": {
-            "hidden-fields": ["schema", "port", "extra"],
+            "hidden-fields": ["schema", "port"],
             "relabeling": {
                 "host": "Tracking URL",
                 "login": "Login (empty for a token)",
                 "password": "Password or token",
             },
-            "placeholders": {"host": "https://mlflow.example.com"},
+            "placeholders": {
+                "host": "https://mlflow.example.com",
+                "extra": '{"pod_url": "http://mlflow.mlops.svc:5000"}  (where pods reach it, if not at the host)',
+            },
         },
     }
 

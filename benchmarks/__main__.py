@@ -13,11 +13,18 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import artifacts, parsing, points, polling, report, steps
+from benchmarks import artifacts, parsing, pods, points, polling, report, steps
 from benchmarks.lab import Lab, make_skinny
 from tests.servers import MlflowProcess
 
-BENCHMARKS: dict[str, Any] = {"parsing": parsing, "steps": steps, "points": points, "artifacts": artifacts, "polling": polling}
+BENCHMARKS: dict[str, Any] = {
+    "parsing": parsing,
+    "steps": steps,
+    "points": points,
+    "artifacts": artifacts,
+    "polling": polling,
+    "pods": pods,
+}
 RESULTS = Path(__file__).parent / "RESULTS.md"
 
 
@@ -36,13 +43,17 @@ def main() -> int:
         python = None if asked.quick else make_skinny(folder)
         store = None if asked.server else folder / "mlflow" / "artifacts"
         lab = Lab(folder, python or sys.executable, python is not None, asked.server or own.url, store, asked.quick)
-        findings = []
+        findings, left_out = [], ""
         for each in asked.only or BENCHMARKS:
+            if reason := getattr(BENCHMARKS[each], "lacks", lambda: None)():
+                left_out += f"Left out: {each}; {reason}.\n\n"
+                console.print(f"{each} is left out: {reason}.")
+                continue
             console.print(f"{each} ...")
             findings.append(BENCHMARKS[each].measure(lab))
             report.show(console, findings[-1])
     if asked.results:
-        report.write(asked.results, findings, _command())
+        report.write(asked.results, findings, _command(), left_out)
         console.print(f"Written to {asked.results.name}.")
     return 0
 

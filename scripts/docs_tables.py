@@ -15,14 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from airflow_ml_provider import exceptions
 from airflow_ml_provider.cli.definition import COMMANDS, Command
 from airflow_ml_provider.config import SECTION, Settings
+from airflow_ml_provider.core.pod_adoption import GENERATION, KEY, MANAGED, READ
+from airflow_ml_provider.core.pod_failures import ERRORS, REMEDIES
 from airflow_ml_provider.core.scoring import METRICS
 from airflow_ml_provider.core.states import DAG_RUN_STATUS, TASK_STATUS, task_status
 from airflow_ml_provider.models.gate import PairedComparison
 from airflow_ml_provider.models.kfp import KfpRunOptions
+from airflow_ml_provider.models.pod_options import PodOptions
+from airflow_ml_provider.models.resources import GpuRequest
 from airflow_ml_provider.operators.gate import ModelGateOperator
 from airflow_ml_provider.operators.kfp import KfpRunPipelineOperator
 from airflow_ml_provider.operators.kfp_recurring import KfpCreateRecurringRunOperator, KfpRecurringRunOperator
@@ -31,6 +36,10 @@ from airflow_ml_provider.operators.kfp_resources import (
     KfpRunActionOperator,
     KfpUploadPipelineOperator,
 )
+from airflow_ml_provider.operators.pod import MLPodOperator
+from airflow_ml_provider.operators.pod_checks import REFUSED
+from airflow_ml_provider.operators.pod_end import is_final
+from airflow_ml_provider.operators.pod_retry import retry_delay
 from airflow_ml_provider.operators.promotion import PromoteModelOperator
 from airflow_ml_provider.operators.step import MLStepOperator
 from airflow_ml_provider.provider_info import get_provider_info
@@ -54,6 +63,16 @@ TASK_NOTES = {
     "failed": "In an ended DAG run, a run that its step left FINISHED becomes FAILED too.",
     "upstream_failed": "It had run before, and was cleared together with what failed.",
     "removed": "The task, or this index of a mapped task, is no more.",
+}
+POD_LABELS = {
+    KEY: "Whose it is: the `airflow.key` of the nested run in MLflow.",
+    GENERATION: "Which of its pods: number of Airflow's `max_tries`, and how many were made anew since, `1-0`.",
+    MANAGED: "`true`: made by this package.",
+    READ: "`true` once a task has read its end; no later try takes it up. Only pods that are kept have it.",
+}
+POD_REMEDIES = {
+    exceptions.PodOutOfMemoryError: "Raise `memory_gib`, set `memory_on_oom`, or let the step need less.",
+    exceptions.StepStoreError: "A retry can help. Look whether MLflow answers from inside of the cluster.",
 }
 DAG_RUN_NOTES = {
     "queued": "Also a finished DAG run that was cleared: its first step opens the run again.",
@@ -126,13 +145,11 @@ def _connection() -> str:
         "password": "Password; without a login it is sent as a bearer token.",
         "schema": "`http` or `https`, for a host that is a bare name; `http` by default.",
         "port": "Port, for a host without one.",
-        "extra": "Not read.",
+        "extra": "`pod_url`: the server's URL as pods reach it, if that is not the host. Nothing else is read.",
     }
-    rows = [
-        [f"`{name}`", shown["relabeling"].get(name, "not in the form"), meaning]
-        for name, meaning in meanings.items()
-        if name in shown["relabeling"] or name in shown["hidden-fields"]
-    ]
+    labels = dict.fromkeys(shown["placeholders"], "Airflow's own") | dict.fromkeys(shown["hidden-fields"], "not in the form")
+    labels |= shown["relabeling"]
+    rows = [[f"`{name}`", labels[name], meaning] for name, meaning in meanings.items() if name in labels]
     return table(["Field", "Label in the form", "Meaning"], rows)
 
 
@@ -148,10 +165,15 @@ def _arguments(of: type, without: Sequence[str] = ()) -> str:
 
 
 def _fields(of: type[BaseModel]) -> str:
-    said = dict(_PARAM.findall(inspect.getdoc(of) or ""))
-    fields = of.model_fields.items()
-    rows = [[f"`{name}`", "required" if field.is_required() else f"`{field.default!r}`", said[name]] for name, field in fields]
+    said: dict[str, str] = {}
+    for each in reversed(of.__mro__):
+        said |= dict(_PARAM.findall(inspect.cleandoc(each.__doc__ or "")))
+    rows = [[f"`{name}`", _field_default(field), said[name]] for name, field in of.model_fields.items()]
     return table(["Argument", "Default", "Meaning"], rows)
+
+
+def _field_default(field: FieldInfo) -> str:
+    return "required" if field.is_required() else f"`{field.get_default(call_default_factory=True)!r}`"
 
 
 def _summaries(*classes: type) -> str:
@@ -208,6 +230,39 @@ def _errors() -> str:
     return table(["Error", "What it says"], [[f"`{each.__name__}`", inspect.getdoc(each) or ""] for each in found])
 
 
+def _pod_errors() -> str:
+    """One row for each error of a pod, the ones that a retry can mend last."""
+
+    def row(kind: type[exceptions.PodError]) -> list[str]:
+        ends = [end for end, error in ERRORS.items() if error is kind]
+        remedy = POD_REMEDIES.get(kind) or " ".join(REMEDIES[end] for end in ends)
+        return [f"`{kind.__name__}`", (inspect.getdoc(kind) or "").partition(". ")[0] + ".", remedy, _tried_again(kind)]
+
+    found = [each for each in vars(exceptions).values() if isinstance(each, type) and issubclass(each, exceptions.PodError)]
+    return table(["Error", "What happened", "Remedy", "Tried again"], map(row, found[1:]))
+
+
+def _tried_again(kind: type[exceptions.PodError]) -> str:
+    error = kind("")
+    if kind is exceptions.PodOutOfMemoryError:
+        return "at once, where `memory_on_oom` gives more; else never"
+    if is_final(error):
+        return "never"
+    delay = retry_delay(error)
+    if delay is None:
+        return "as `retries` and `retry_delay` say"
+    return f"after {delay.total_seconds() / 60:.0f} minutes" if delay else "at once"
+
+
+def _pod_labels() -> str:
+    return table(["Label", "Value"], [[f"`{name}`", meaning] for name, meaning in POD_LABELS.items()])
+
+
+def _refused_arguments() -> str:
+    rows = [[f"`{name}`", reason[:1].upper() + reason[1:]] for name, (_, reason) in REFUSED.items()]
+    return table(["Argument of KubernetesPodOperator", "Why it cannot be given"], rows)
+
+
 def _region(file: str, name: str) -> Callable[[], str]:
     def code() -> str:
         text = (ROOT / file).read_text()
@@ -233,6 +288,13 @@ PARTS: dict[str, Callable[[], str]] = {
         *(KfpUploadPipelineOperator, KfpCreateExperimentOperator, KfpRunActionOperator),
         *(KfpCreateRecurringRunOperator, KfpRecurringRunOperator, KfpRunSensor, KfpRunEventTrigger),
     ),
+    "gpu-training": _region("dags/gpu_training.py", "gpu_training"),
+    "gpu-request": lambda: _fields(GpuRequest),
+    "pod-arguments": lambda: _arguments(MLPodOperator),
+    "pod-options": lambda: _fields(PodOptions),
+    "pod-refused-arguments": _refused_arguments,
+    "pod-errors": _pod_errors,
+    "pod-labels": _pod_labels,
     "promotion-arguments": lambda: _arguments(PromoteModelOperator),
     "metrics": _metrics,
     "commands": _commands,

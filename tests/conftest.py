@@ -47,14 +47,22 @@ ALLOWED_SKIPS: frozenset[str] = frozenset()
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add what CI's full run asks for."""
     parser.addoption("--run-full", action="store_true", help="run the tests marked full too: many minutes more")
+    parser.addoption(
+        "--run-cluster", action="store_true", help="run the tests marked cluster too, on the Kubernetes of KUBECONFIG"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what takes many minutes, unless it is asked for; left out is not skipped."""
-    if not config.getoption("--run-full"):
-        full = [each for each in items if each.get_closest_marker("full")]
-        config.hook.pytest_deselected(items=full)
-        items[:] = [each for each in items if each not in full]
+    for mark in ("full", "cluster"):
+        if not config.getoption(f"--run-{mark}"):
+            left_out = [each for each in items if each.get_closest_marker(mark)]
+            config.hook.pytest_deselected(items=left_out)
+            items[:] = [each for each in items if each not in left_out]
+    if not os.environ.get("KUBECONFIG"):
+        for each in items:
+            if each.get_closest_marker("cluster"):
+                each.add_marker(pytest.mark.skip(reason="needs a Kubernetes: set KUBECONFIG"))
     items.sort(key=lambda each: STACK not in each.nodeid)  # the longest first
 
 

@@ -11,20 +11,61 @@ import pytest
 
 from benchmarks.__main__ import BENCHMARKS
 from benchmarks.figures import Comparison, take_turns
+from benchmarks.wire import asked_for
 
 ROOT = Path(__file__).parent.parent
+POD = "/api/v1/namespaces/team/pods/one"
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
-def test_a_benchmark_runs_and_writes_its_figures(name: str, mlflow_url: str, tmp_path: Path) -> None:
-    results = tmp_path / "RESULTS.md"
+def measured(name: str, mlflow_url: str, results: Path, **settings: str) -> tuple[str, str]:
+    """What is on the terminal, and what is written."""
     command = [sys.executable, "-m", "benchmarks", "--quick", "--only", name, "--server", mlflow_url, "--results", str(results)]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("AIRFLOW", "PYTHONDONTWRITE"))}
+    left_out = ("AIRFLOW", "PYTHONDONTWRITE", "KUBECONFIG")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(left_out)} | settings
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr[-4000:]
-    written = results.read_text()
+    return ended.stdout, results.read_text()
+
+
+@pytest.mark.parametrize("name", [each for each in BENCHMARKS if each != "pods"])
+def test_a_benchmark_runs_and_writes_its_figures(name: str, mlflow_url: str, tmp_path: Path) -> None:
+    _, written = measured(name, mlflow_url, tmp_path / "RESULTS.md")
     assert written.count("\n## ") == 2, "one benchmark, and the noise"
+    assert "Left out" not in written
     assert str(ROOT) not in written
+
+
+@pytest.mark.cluster
+def test_the_benchmark_of_pods_runs_where_there_is_a_kubernetes(tmp_path: Path) -> None:
+    _, written = measured("pods", "http://127.0.0.1:1", tmp_path / "RESULTS.md", KUBECONFIG=os.environ["KUBECONFIG"])
+    assert written.count("\n## ") == 2, "one benchmark, and the noise"
+    assert written.count("create pod 1,") == 4, "each way has made one pod for each task, and the proxy has seen it"
+
+
+def test_a_benchmark_that_needs_a_kubernetes_is_left_out_without_one_and_that_is_said(tmp_path: Path) -> None:
+    printed, written = measured("pods", "http://127.0.0.1:1", tmp_path / "RESULTS.md")
+    assert "pods is left out: it needs a Kubernetes: set KUBECONFIG." in printed
+    assert "Left out: pods; it needs a Kubernetes: set KUBECONFIG." in written
+    assert written.count("\n## ") == 1, "the noise alone"
+
+
+@pytest.mark.parametrize(
+    ("method", "url", "words"),
+    [
+        ("POST", "/api/v1/namespaces/team/pods", "create pod"),
+        ("GET", "/api/v1/namespaces/team/pods?labelSelector=a%3Db&limit=250", "list pods"),
+        ("GET", "/api/v1/namespaces/team/pods?watch=true", "watch pods"),
+        ("GET", "/api/v1/namespaces/team/events?fieldSelector=x", "list events"),
+        ("GET", POD, "read pod"),
+        ("GET", f"{POD}/log?container=base&follow=True", "follow log"),
+        ("GET", f"{POD}/log?container=base&follow=false", "read log"),
+        ("PATCH", POD, "patch pod"),
+        ("DELETE", POD, "delete pod"),
+        ("GET", "/version", "GET /version"),
+    ],
+)
+def test_a_request_to_kubernetes_is_named_by_what_it_asks_for(method: str, url: str, words: str) -> None:
+    assert asked_for(method, url) == words
 
 
 def test_ways_take_turns_and_the_warm_up_is_dropped() -> None:

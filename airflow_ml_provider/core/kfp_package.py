@@ -83,6 +83,7 @@ def read_spec(spec: Mapping[str, Any], *, source: str) -> PipelinePackage:
     :return: The pipeline.
     :raises ConfigError: it is no pipeline of kfp 2, or would leave a workflow without a run; a retry never helps.
     """
+    spec = json.loads(json.dumps(spec), parse_int=_double, parse_float=_double)
     inner = spec.get("pipeline_spec", spec)
     _check_kind(inner, source)
     platform = _mapping(spec, "platform_spec", source) if "pipeline_spec" in spec else None
@@ -154,6 +155,9 @@ def _package(spec: Mapping[str, Any], platform: Mapping[str, Any] | None, place:
     info = _checked_info(spec, place)
     if platform is not None:
         _check_fields(platform, PLATFORM_FIELDS, place)
+        platforms = _mapping(platform, "platforms", place)
+        for name in platforms:
+            _mapping(platforms, name, place, "platforms.")
     inputs = _mapping(spec["root"], "inputDefinitions", place, "root.")
     parameters = _mapping(inputs, "parameters", place, "root.inputDefinitions.")
     artifacts = _mapping(inputs, "artifacts", place, "root.inputDefinitions.")
@@ -242,6 +246,12 @@ def _mapping(parent: Mapping[str, Any], key: str, place: str, where: str = "") -
     if not isinstance(value, Mapping):
         raise ConfigError(f"{place} is no compiled pipeline: {where}{key} is a {type(value).__name__}, not a mapping. {COMPILE}")
     return value
+
+
+def _double(text: str) -> int | float:
+    """Read a number as a package's are read: the server keeps a double, and writes it in one of several ways (1e17 as digits)."""
+    value = float(text)
+    return int(value) if value.is_integer() and abs(value) <= 2**53 else value
 
 
 def _refuse_unstorable(spec: Mapping[str, Any], platform: Mapping[str, Any] | None, place: str) -> None:

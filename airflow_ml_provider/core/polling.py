@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Literal
 
@@ -22,8 +22,11 @@ CONFIRM_S = 10.0
 """Seconds between the two looks that prove a run to be gone."""
 APPEAR_S = 120.0
 """Seconds that a run which was never seen may take to appear: an orphan becomes a run with the agent's next report."""
-ROWS_PER_PAGE = 200
-SMALLEST_BATCH = 5
+ROWS_PER_PAGE, ROWS_AGAIN = 200, 100
+"""Of one answer, unless they are large; and most ends that are asked for again, beside those of the last ``SURE_S``."""
+SURE_S = 5.0
+"""Seconds by which a report is late on any busy server; usually it is one."""
+SMALLEST_BATCH, ONE_PAGE = 5, (1, ROWS_PER_PAGE)
 JITTER = 0.1
 """Largest part by which a pause is shortened: pollers that started together drift apart."""
 
@@ -39,7 +42,8 @@ class Pace:
     :param sweep_s: Seconds after which a run is looked at by its id again.
     :param gap_s: Seconds between any two requests of one poller: its budget.
     :param backoff_cap_s: Longest pause after errors.
-    :param overlap_s: Seconds by which the engine's reports may be late without being missed by the fast path.
+    :param overlap_s: Seconds by which the engine's reports may be late without being missed by the fast path; fewer, down to
+        ``SURE_S``, where so much ends that they would fill more than a page, which then would cost the next question its turn.
     :param skew_s: Seconds by which the engine's clock may differ from ours before anything was learned of it.
     :param batch: Ids in one look: the URL stays below the 8 kB that proxies take.
     """
@@ -160,11 +164,9 @@ class EngineClock:
     A lower bound of the workflow engine's clock, learned from the finish times that it writes.
 
     A finish time that was read at some moment proves that the engine's clock had reached it by then, and it has gone on since. So
-    the bound is right whatever this machine's clock says, and however late the report was. Before anything was
-    learned it is this machine's clock less a margin.
+    the bound is right whatever this machine's clock says, however late the report was; before the first it is ours less a margin.
 
-    :param skew_s: The margin. A finish time that lies further ahead of us is not believed: then the bound stays low, and
-        the fast path lists more than it needs, which costs time but loses nothing.
+    :param skew_s: The margin. A finish time further ahead of us is not believed: the fast path lists too much, and loses nothing.
     """
 
     skew_s: float
@@ -235,15 +237,16 @@ class PollPlan:
     _looks: list[tuple[float, str]] = field(default_factory=list)  # a heap over _look_at; what differs from it is out of date
     _looked: set[str] = field(default_factory=set)
     _batch: int = 0
+    _fit: int = ROWS_PER_PAGE  # how many rows one answer holds, by their size
     _slot: float = -inf
     _since_at: float = -inf
     _since_failures: int = 0
     _asked: tuple[float, float] | None = None  # when the newest answered question of the fast path was sent, and its moment
+    _again_from: float = -inf  # when the oldest of the newest ends ended that are asked for once more
     _turn: Literal["since", "look"] = "look"
 
     def __post_init__(self) -> None:
-        self.clock = EngineClock(self.pace.skew_s)
-        self._batch = self.pace.batch
+        self.clock, self._batch = EngineClock(self.pace.skew_s), self.pace.batch
 
     def join(self, run_id: str, now: float, quick_s: float | None = None) -> None:
         """
@@ -298,10 +301,12 @@ class PollPlan:
         self._slot, self._turn = now + self.pace.gap_s, kind
         if kind == "look":
             return Request("look", now, tuple(self._piece(now)))
-        began = now if self._asked is None else self._asked[0]
-        return Request("since", now, moment=self.clock.bound(began) - self.pace.overlap_s)
+        bound = self.clock.bound(now if self._asked is None else self._asked[0])
+        return Request("since", now, moment=max(bound - self.pace.overlap_s, min(bound - SURE_S, self._again_from)))
 
-    def answered(self, request: Request, rows: Iterable[PipelineRun], now: float, jitter: float = 0.0) -> None:
+    def answered(
+        self, request: Request, rows: Iterable[PipelineRun], now: float, jitter: float = 0.0, cost: tuple[int, int] = ONE_PAGE
+    ) -> None:
         """
         Take in an answer.
 
@@ -309,12 +314,15 @@ class PollPlan:
         :param rows: The runs that came.
         :param now: When they came.
         :param jitter: From 0 to 1.
+        :param cost: Requests that it took, each of which is paid for; and how many such rows one answer holds, by their size.
         """
-        rows, self.failures, self.failing_since = list(rows), 0, None
-        pages = max(1, -(-len(rows) // ROWS_PER_PAGE))
-        self._slot = max(self._slot, request.sent + pages * self.pace.gap_s)
+        rows, self.failures, self.failing_since, self._fit = list(rows), 0, None, cost[1]
+        self._slot = max(self._slot, request.sent + cost[0] * self.pace.gap_s)
         if request.kind == "since":
             self._asked, self._since_failures = (request.sent, request.moment), 0
+            again = max(min(ROWS_AGAIN, self._fit // 2), 1)
+            newest = heapq.nlargest(again, (at for at in map(_ended_at, rows) if at < inf))
+            self._again_from = newest[-1] if len(newest) == again else self._again_from
             self._since_at = request.sent + self._interval_s(now, jitter)
         else:
             self._batch = min(self.pace.batch, self._batch + SMALLEST_BATCH)
@@ -331,12 +339,12 @@ class PollPlan:
         :param now: When it failed.
         :param jitter: As for :meth:`answered`.
         """
-        self.failures += 1
-        self.failing_since = now if self.failing_since is None else self.failing_since
-        self._slot = max(self._slot, now + self.pace.backoff_s(self.failures, jitter))
+        self.failures, self.failing_since = self.failures + 1, now if self.failing_since is None else self.failing_since
+        pace = replace(self.pace, quick_s=min((quick for _, quick in self._members.values()), default=self.pace.quick_s))
+        self._slot = max(self._slot, now + pace.backoff_s(self.failures, jitter))
         if request.kind == "since":
             self._since_failures += 1
-            self._since_at = now + self.pace.backoff_s(self._since_failures, jitter)
+            self._since_at = now + pace.backoff_s(self._since_failures, jitter)
             return
         self._batch = max(SMALLEST_BATCH, self._batch // 2)
         for run_id in request.run_ids:
@@ -360,7 +368,7 @@ class PollPlan:
     def _piece(self, now: float) -> list[str]:
         """Take what is due, and fill up with what will be due soon: fewer, fuller requests."""
         taken: list[str] = []
-        while self._looks and len(taken) < self._batch and self._looks[0][0] <= now + self.pace.sweep_s / 2:
+        while self._looks and len(taken) < min(self._batch, self._fit) and self._looks[0][0] <= now + self.pace.sweep_s / 2:
             at, run_id = heapq.heappop(self._looks)
             if self._look_at.get(run_id) == at:
                 del self._look_at[run_id]
@@ -384,8 +392,7 @@ class PollPlan:
     def _interval_s(self, now: float, jitter: float) -> float:
         share, slowdown = self.pace.share, self.pace.slowdown
         each = (min(max((now - joined) * share, quick), quick * slowdown) for joined, quick in self._members.values())
-        feed = self.pace.quick_s if self.feeds else inf
-        return min(feed, min(each, default=inf)) * (1 - JITTER * jitter)
+        return min(self.pace.quick_s if self.feeds else inf, min(each, default=inf)) * (1 - JITTER * jitter)
 
 
 def _ended_at(run: PipelineRun) -> float:

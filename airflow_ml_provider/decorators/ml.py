@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, Protocol, cast, overload
 
 import attr
-from airflow.sdk import XComArg
+from airflow.sdk import BaseOperator, XComArg
 from airflow.sdk.bases.decorator import _TaskDecorator
 from airflow.sdk.definitions.context import KNOWN_CONTEXT_KEYS
 
@@ -91,7 +91,7 @@ class MLTask(_TaskDecorator):  # type: ignore[type-arg]  # private and generic i
         :return: The step with these settings.
         :raises ConfigError: ``multiple_outputs`` is asked for; a retry never helps.
         """
-        _refuse_multiple_outputs(kwargs.pop("multiple_outputs", None))
+        refuse_multiple_outputs(kwargs.pop("multiple_outputs", None))
         changed: Any = super().override(**kwargs)
         return cast("MLTask", changed)  # attrs evolves an object of our class
 
@@ -169,7 +169,13 @@ class MLTask(_TaskDecorator):  # type: ignore[type-arg]  # private and generic i
         return {**by_place, **kwargs}
 
 
-def _refuse_multiple_outputs(asked: bool | None) -> None:
+def refuse_multiple_outputs(asked: bool | None) -> None:
+    """
+    Refuse what Airflow's own ``@task`` makes of several results.
+
+    :param asked: Whether it was asked for.
+    :raises ConfigError: it was; a retry never helps.
+    """
     if asked:
         raise ConfigError("multiple_outputs is not for steps. Declare Output[...] parameters, or return one JSON value.")
 
@@ -190,6 +196,26 @@ def _without_outputs(function: Callable[..., Any], signature: StepSignature) -> 
         ]
     )
     return step
+
+
+def make_task(function: Callable[..., Any], operator_class: type[BaseOperator], kwargs: dict[str, Any]) -> MLTask:
+    """
+    Make the decorator object of a typed function.
+
+    :param function: The function.
+    :param operator_class: What runs it.
+    :param kwargs: Arguments of the operator.
+    :return: The step.
+    :raises ConfigError: its signature cannot be a step's; a retry never helps.
+    """
+    signature = read_signature(function)
+    return MLTask(
+        function=_without_outputs(function, signature),
+        signature=signature,
+        multiple_outputs=False,
+        operator_class=operator_class,
+        kwargs=kwargs,
+    )
 
 
 @overload
@@ -214,16 +240,9 @@ def ml_task(
     :return: The step; call it inside a DAG.
     :raises ConfigError: the function's signature cannot be a step's; a retry never helps.
     """
-    _refuse_multiple_outputs(multiple_outputs)
+    refuse_multiple_outputs(multiple_outputs)
 
     def decorate(function: Callable[..., Any]) -> MLTask:
-        signature = read_signature(function)
-        return MLTask(
-            function=_without_outputs(function, signature),
-            signature=signature,
-            multiple_outputs=False,
-            operator_class=MLStepOperator,
-            kwargs=kwargs,
-        )
+        return make_task(function, MLStepOperator, kwargs)
 
     return decorate if python_callable is None else decorate(python_callable)

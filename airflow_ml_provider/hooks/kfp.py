@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 from urllib.parse import quote
 
 from airflow.sdk import BaseHook
 
+from airflow_ml_provider._compat import connection_not_found
 from airflow_ml_provider.config import Settings, load_settings
 from airflow_ml_provider.exceptions import ConfigError, RemoteNotFoundError, RemoteUnavailableError
 from airflow_ml_provider.hooks.kfp_connection import read_server
@@ -21,9 +22,17 @@ HEALTH = "/apis/v2beta1/healthz"
 RUNS = "/apis/v2beta1/runs"
 POST_TIMEOUT_S = 60.0
 """Seconds to wait for the answer to what is sent once: the server itself tries for 13 s to stop a run."""
+PAGE_SIZE = 200
+"""The server's own limit; a larger page is cut without a word."""
+FIRST_PAGE = 25
+"""Items to ask for while nothing is known of their size: a run of 1,000 tasks is 1.1 MB in a list."""
+ANSWER_BYTES = 8_000_000
+"""What a page should hold at most; it is made of fewer items where they are large."""
 UPLOAD_TIMEOUT_S = 300.0
 """Seconds to wait for the answer to an upload, after it was sent."""
 _JSON = "application/json"
+_JSON_READ_HERE = "application/json, */*"
+"""The same to a server; the client reads what is asked for as ``application/json`` by itself, and all of it."""
 
 
 class KfpApi:
@@ -38,6 +47,9 @@ class KfpApi:
         self.server = server
         self.settings = settings or load_settings()
         self._client = _client(server, self.settings)
+        self.pages = 0
+        """Pages of lists that were asked for so far."""
+        self._item_bytes: dict[str, float] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -61,6 +73,53 @@ class KfpApi:
         :raises ConfigError: the request, the credentials or the address are wrong; a retry never helps.
         """
         return self._json("GET", path, query)
+
+    def items(
+        self,
+        path: str,
+        field: str,
+        predicates: Sequence[Mapping[str, Any]],
+        *,
+        leave_out: Sequence[str] = (),
+        **query: Any,
+    ) -> Iterator[Mapping[str, Any]]:
+        """
+        Go through a list, page after page; each page is asked for when the one before is used up.
+
+        :param path: For example ``/apis/v2beta1/runs``.
+        :param field: Field of the answer that holds the items.
+        :param predicates: What they must fulfil, as :func:`filter_text` takes them.
+        :param leave_out: Fields, at whatever depth, that are dropped while an answer is read, so that the large ones cost
+            neither memory nor time.
+        :param query: Other parameters; None is left out.
+        :return: JSON of each item.
+        :raises RemoteNotFoundError: there is no such list.
+        :raises RemoteUnavailableError: no answer within the retries, or a page that leads to itself; a retry is safe.
+        :raises ConfigError: the request, the credentials or the address are wrong; a retry never helps.
+        """
+        query |= {"filter": filter_text(predicates)}
+        while True:
+            answer = self._page(path, field, query | {"page_size": self.page_size(path)}, leave_out)
+            yield from answer.get(field) or ()
+            token = answer.get("next_page_token")
+            if not token:
+                return
+            if token == query.get("page_token"):
+                raise RemoteUnavailableError(
+                    f"{self.server.where} gave the same page token of {path} twice ({str(token)[:40]!r}...), so the list would "
+                    "never end. A retry is safe; if it lasts, look for a proxy that answers from a cache."
+                )
+            query["page_token"] = token
+
+    def page_size(self, path: str) -> int:
+        """
+        Say how many items of a list to ask for at once, by the size of those that came.
+
+        :param path: The list.
+        :return: From 1 to 200, as many as about 8 MB hold; 25 before the first.
+        """
+        known = self._item_bytes.get(path)
+        return FIRST_PAGE if known is None else max(1, min(PAGE_SIZE, int(ANSWER_BYTES / known)))
 
     def post(
         self, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float | None = None, **query: Any
@@ -125,6 +184,29 @@ class KfpApi:
         answer = self._client.request("GET", self._url(path), _query(query), {"Accept": "text/plain, */*"})
         return str(answer.text)
 
+    def _page(self, path: str, field: str, query: Mapping[str, Any], leave_out: Sequence[str]) -> dict[str, Any]:
+        def without(read: dict[str, Any]) -> dict[str, Any]:
+            for name in leave_out:
+                read.pop(name, None)
+            return read
+
+        self.pages += 1
+        answer = self._client.request("GET", self._url(path), _query(query), {"Accept": _JSON_READ_HERE})
+        try:
+            found = json.loads(answer.data, object_hook=without if leave_out else None)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            error = RemoteUnavailableError(
+                f"{self.server.where} answered {answer.status} to GET {path} with what is no JSON object: {answer.text[:100]!r}. "
+                "A retry is safe; if it lasts, check host and path of the connection."
+            )
+            error.status = answer.status
+            raise error
+        if count := len(found.get(field) or ()):  # sizes differ: what was large is forgotten by halves
+            self._item_bytes[path] = max(len(answer.data) / count, self._item_bytes.get(path, 0.0) / 2)
+        return found
+
     @property
     def _post_timeout_s(self) -> float:
         return max(POST_TIMEOUT_S, self.settings.http_timeout_s)
@@ -179,11 +261,9 @@ class KfpHook(BaseHook):
         :return: Address and credentials.
         :raises ConfigError: there is no such connection, or it is unusable; a retry never helps.
         """
-        from airflow.sdk.exceptions import AirflowNotFoundException
-
         try:
             found = self.get_connection(self.kfp_conn_id)
-        except AirflowNotFoundException as error:
+        except connection_not_found() as error:
             raise ConfigError(
                 f"there is no connection {self.kfp_conn_id!r}. Add it: airflow connections add {self.kfp_conn_id} "
                 "--conn-type kfp --conn-host http://<server>:8888"

@@ -26,6 +26,7 @@ from tenacity import (
     wait_random,
 )
 
+from airflow_ml_provider._compat import connection_not_found
 from airflow_ml_provider.config import Settings, load_settings
 from airflow_ml_provider.exceptions import ConfigError, RemoteNotFoundError, RemoteUnavailableError
 from airflow_ml_provider.hooks.mlflow_server import MlflowServer, server_url
@@ -296,11 +297,9 @@ class MlflowHook(BaseHook):
         :return: Address and credentials.
         :raises ConfigError: there is no such connection, or it holds no usable address; a retry never helps.
         """
-        from airflow.sdk.exceptions import AirflowNotFoundException
-
         try:
             found = self.get_connection(self.mlflow_conn_id)
-        except AirflowNotFoundException as error:
+        except connection_not_found() as error:
             raise ConfigError(
                 f"there is no connection {self.mlflow_conn_id!r}. Add it: airflow connections add {self.mlflow_conn_id} "
                 "--conn-type mlflow --conn-host http://<mlflow server>:5000"

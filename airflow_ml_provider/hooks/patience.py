@@ -30,9 +30,10 @@ def patiently(what: str, call: Callable[[], T], patience_s: float) -> T:
         error = state.outcome.exception() if state.outcome else None
         log.warning("Could not %s: %s Waiting, for %.0f s more at most ([ml] patience_s).", what, error, left)
 
+    pause_s = min(1.0, patience_s / 20)
     return Retrying(
         stop=stop_after_delay(patience_s),
-        wait=wait_exponential(multiplier=1.0, max=10.0) + wait_random(0.0, 1.0),
+        wait=wait_exponential(multiplier=pause_s, max=10.0) + wait_random(0.0, pause_s),
         retry=retry_if_exception_type(RemoteUnavailableError),
         before_sleep=tell,
         reraise=True,

@@ -8,14 +8,14 @@ from itertools import islice
 from typing import Any, Literal
 
 from airflow_ml_provider.exceptions import ConfigError, RemoteNotFoundError, RemoteUnavailableError
-from airflow_ml_provider.hooks.kfp import KfpApi, filter_text
+from airflow_ml_provider.hooks.kfp import KfpApi
 from airflow_ml_provider.models.kfp import PipelineRun, PipelineTask, RunState, WaitOutcome
 
 RUNS = "/apis/v2beta1/runs"
 IDS_PER_LIST = 150
-"""Ids in one filter: the URL stays below the 8 kB that proxies take."""
-PAGE_SIZE = 200
-"""The server's own limit; a larger page is cut without a word."""
+"""Ids in one filter: the URL stays below the 8 kB that proxies take. A page token would double it, so a piece is one page."""
+NOT_OF_A_LIST = ("run_details", "pipeline_spec")
+"""What lists bring beside the runs, a megabyte each where there are 1,000 tasks, and nobody reads there."""
 CREATE_TIMEOUT_S = 300.0
 """Seconds to wait for the answer to a create: 18 s were seen with 100 at once, minutes with the server's MLflow plugin."""
 ACTIVE = ["PENDING", "RUNNING", "CANCELING", "PAUSED"]
@@ -55,24 +55,35 @@ class KfpJobs:
 
     def find(self, run_ids: Iterable[str]) -> dict[str, PipelineRun]:
         """
-        Ask for many runs, with one request for each 150.
+        Ask for many runs, with one request for each 150, or for fewer where their answers are large.
 
         :param run_ids: Ids.
-        :return: Run per id; what the server does not have is left out.
+        :return: Run per id, without its tasks; what the server does not have is left out.
         :raises RemoteUnavailableError: the server did not answer; a retry is safe.
         """
         found: dict[str, PipelineRun] = {}
-        for piece in _pieces(run_ids, IDS_PER_LIST):
+        rest = iter(dict.fromkeys(run_ids))
+        while piece := list(islice(rest, min(IDS_PER_LIST, self.page_size))):
             predicate = {"key": "run_id", "operation": "IN", "string_values": {"values": piece}}
             found |= {each.run_id: each for each in self._list([predicate])}
         return found
+
+    @property
+    def page_size(self) -> int:
+        """Runs that one answer should hold, by the size of those that came."""
+        return self.api.page_size(RUNS)
+
+    @property
+    def pages(self) -> int:
+        """Pages of lists that were asked for so far."""
+        return self.api.pages
 
     def finished_since(self, moment: datetime) -> list[PipelineRun]:
         """
         Ask what has ended, in any way, since a moment; quick whatever number of runs is waiting.
 
         :param moment: By the workflow engine's clock, in whole seconds, exclusive. Reports come late: leave a margin.
-        :return: The runs, those of others too.
+        :return: The runs, those of others too, without their tasks.
         :raises RemoteUnavailableError: the server did not answer; a retry is safe.
         """
         stamp = moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -83,7 +94,7 @@ class KfpJobs:
         Ask which runs of a recurring run have not ended.
 
         :param recurring_run_id: The recurring run.
-        :return: Its active runs.
+        :return: Its active runs, without their tasks.
         :raises RemoteUnavailableError: the server did not answer; a retry is safe.
         """
         own = {"key": "recurring_run_id", "operation": "EQUALS", "string_value": recurring_run_id}
@@ -198,15 +209,8 @@ class KfpJobs:
         return "\n".join(text.rstrip().splitlines()[-lines:])
 
     def _list(self, predicates: list[dict[str, Any]]) -> Iterator[PipelineRun]:
-        query: dict[str, Any] = {"filter": filter_text(predicates), "page_size": PAGE_SIZE}
-        if self.namespace:
-            query["namespace"] = self.namespace
-        while True:
-            answer = self.api.get(RUNS, **query)
-            yield from (PipelineRun.from_answer(each) for each in answer.get("runs") or ())
-            if not answer.get("next_page_token"):
-                return
-            query["page_token"] = answer["next_page_token"]
+        found = self.api.items(RUNS, "runs", predicates, leave_out=NOT_OF_A_LIST, namespace=self.namespace or None)
+        return (PipelineRun.from_answer(each) for each in found)
 
 
 def failed_tasks(run: PipelineRun) -> list[PipelineTask]:
@@ -248,9 +252,3 @@ def describe_failure(jobs: KfpJobs, run: PipelineRun | None, told: WaitOutcome, 
     if tail := next((text for each in failed for node in each.pods if (text := jobs.log_tail(run.run_id, node))), ""):
         lines += ["The end of its log:", tail]
     return "\n".join(lines)
-
-
-def _pieces(run_ids: Iterable[str], size: int) -> Iterator[list[str]]:
-    rest = iter(dict.fromkeys(run_ids))
-    while piece := list(islice(rest, size)):
-        yield piece

@@ -12,10 +12,12 @@ from collections.abc import Callable
 from airflow_ml_provider.exceptions import ConfigError, RemoteNotFoundError, RemoteUnavailableError
 from airflow_ml_provider.hooks.patience import patiently
 from airflow_ml_provider.jobs.kfp import KfpJobs
+from airflow_ml_provider.jobs.kfp_catalog import RECURRING
 from airflow_ml_provider.models.kfp import PipelineRun, RunState
 
 log = logging.getLogger(__name__)
 CONFLICT = 409
+FORBIDDEN = 403
 
 
 class RunActions:
@@ -68,7 +70,8 @@ class RunActions:
         :param run_id: The run. One that runs (again), or has succeeded, is left as it is.
         :return: The run as it is now.
         :raises RemoteNotFoundError: there is no such run.
-        :raises ConfigError: the server refuses it; a retry never helps.
+        :raises ConfigError: the server refuses it, or the recurring run that it belongs to is gone, without which Kubernetes
+            would delete what is repeated; a retry never helps.
         :raises RemoteUnavailableError: the server has not done it within the patience; a retry is safe.
         """
         first: PipelineRun | None = None
@@ -81,11 +84,24 @@ class RunActions:
             if run.state not in {RunState.FAILED, RunState.CANCELED} or (first and run.finished_at != first.finished_at):
                 log.info("Run %s is %s: nothing to repeat, or it was repeated already.", run_id, run.state)
                 return run
+            self._refuse_without_carrier(run)
             first = run
             self._ask_to_repeat(run_id)
             return self._there(run_id)
 
         return self._patiently("repeat", run_id, attempt)
+
+    def has_lost_its_carrier(self, run: PipelineRun) -> bool:
+        """
+        Ask whether the recurring run that a run belongs to was deleted: a workflow that is made for it is deleted at once.
+
+        :param run: The run.
+        :return: Whether it is gone; False for a run that belongs to none.
+        :raises RemoteUnavailableError: the server did not answer within the patience; a retry is safe.
+        """
+        if not run.recurring_run_id:
+            return False
+        return patiently(f"look for the recurring run of {run.run_id}", lambda: self._is_gone(run), self.patience_s)
 
     def archive(self, run_id: str) -> PipelineRun:
         """
@@ -135,6 +151,24 @@ class RunActions:
             return self._there(run_id)
 
         return self._patiently("archive" if away else "unarchive", run_id, attempt)
+
+    def _is_gone(self, run: PipelineRun) -> bool:
+        try:
+            self.jobs.api.get(f"{RECURRING}/{run.recurring_run_id}")
+        except RemoteNotFoundError:
+            return True
+        except ConfigError as error:
+            if error.status != FORBIDDEN:
+                raise
+        return False  # also where we must not look: it is not known to be gone
+
+    def _refuse_without_carrier(self, run: PipelineRun) -> None:
+        if run.recurring_run_id and self._is_gone(run):
+            raise ConfigError(
+                f"run {run.run_id} cannot be repeated: the recurring run {run.recurring_run_id} that it belongs to was deleted, "
+                "so Kubernetes would delete its workflow at once and it would stay RUNNING for ever. Start a new run: clear the "
+                "task that started it, or clone it in the server's pages."
+            )
 
     def _ask_to_repeat(self, run_id: str) -> None:
         try:

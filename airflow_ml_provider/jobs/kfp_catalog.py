@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from airflow_ml_provider.exceptions import ConfigError, RemoteNotFoundError
-from airflow_ml_provider.hooks.kfp import KfpApi, filter_text
+from airflow_ml_provider.hooks.kfp import KfpApi
 from airflow_ml_provider.models.kfp_package import PipelinePackage
 
 EXPERIMENTS = "/apis/v2beta1/experiments"
 PIPELINES = "/apis/v2beta1/pipelines"
 RECURRING = "/apis/v2beta1/recurringruns"
 CONFLICT = 409
-PAGE_SIZE = 200
-"""The server's own limit; a larger page is cut without a word."""
 DIGEST_LENGTH = 16
 """Hexadecimal digits of a package's digest in the name of its version."""
 
@@ -142,12 +140,14 @@ class KfpCatalog:
         """
         Upload a package as a version of its pipeline; the same content again is the same version.
 
-        The version is named after the content's digest, so nothing is uploaded twice, by whomever. Under a name that was
-        given, the content of what is there is compared.
+        The version is named after the content's digest, so nothing is uploaded twice, by whomever; only the first one of a
+        pipeline has the pipeline's name, which the server gives it. Under a name that was given, the content of what is there
+        is compared.
 
         :param package: The package.
         :param name: Name of the pipeline; None takes the one in the package.
-        :param version: Name of the version; None takes the digest.
+        :param version: Name of the version; None takes the digest. The first upload of a pipeline under another name than its own
+            stores the content under both: the server makes no pipeline without a version in one piece.
         :return: The version.
         :raises ConfigError: the server refuses it, or has another content under that version's name; a retry never helps.
         :raises RemoteUnavailableError: the server did not answer; a retry is safe.
@@ -158,6 +158,8 @@ class KfpCatalog:
             pipeline_id = self._upload_first(pipeline, package)
         if found := self._version(pipeline_id, label):
             return _same(found, package, pipeline) if version else found
+        if not version and (found := self._version(pipeline_id, pipeline)) and _digest_of(found, pipeline) == package.digest:
+            return found
         try:
             answer = self.api.upload(
                 f"{PIPELINES}/upload_version", package.text, f"{pipeline}.yaml", pipelineid=pipeline_id, name=label
@@ -215,7 +217,7 @@ class KfpCatalog:
             return
 
     def _upload_first(self, pipeline: str, package: PipelinePackage) -> str:
-        """Make the pipeline; the server names its first version after it, so ours, named by digest, comes second."""
+        """Make the pipeline with its first version, at once, so that a crash leaves both or neither."""
         query = {"name": pipeline} | ({"namespace": self.namespace} if self.namespace else {})
         try:
             return str(self.api.upload(f"{PIPELINES}/upload", package.text, f"{pipeline}.yaml", **query)["pipeline_id"])
@@ -249,13 +251,7 @@ class KfpCatalog:
     def _named(self, path: str, field: str, key: str, name: str, namespace: str | None = None) -> Iterator[Mapping[str, Any]]:
         predicate = {"key": key, "operation": "EQUALS", "string_value": name}
         where = self.namespace if namespace is None else namespace
-        query: dict[str, Any] = {"filter": filter_text([predicate]), "page_size": PAGE_SIZE, "namespace": where or None}
-        while True:
-            answer = self.api.get(path, **query)
-            yield from answer.get(field) or ()
-            if not answer.get("next_page_token"):
-                return
-            query["page_token"] = answer["next_page_token"]
+        return self.api.items(path, field, [predicate], namespace=where or None)
 
     def _some(self, path: str, field: str) -> str:
         query = {"namespace": self.namespace} if self.namespace else {}
@@ -283,15 +279,19 @@ def _experiment_of(answer: Mapping[str, Any]) -> Experiment:
 
 def _same(found: PipelineVersion, package: PipelinePackage, pipeline: str) -> PipelineVersion:
     """Refuse a version of that name whose content is another."""
-    from airflow_ml_provider.core.kfp_package import read_spec
-
-    try:
-        digest = read_spec(found.spec, source=f"version {found.name!r} of pipeline {pipeline!r}").digest
-    except ConfigError:
-        digest = "of no pipeline that is known here"
+    digest = _digest_of(found, pipeline)
     if digest == package.digest:
         return found
     raise ConfigError(
         f"pipeline {pipeline!r} has a version {found.name!r} with another content (digest {digest[:DIGEST_LENGTH]}, of the "
         f"package {package.digest[:DIGEST_LENGTH]}). A version cannot be changed: give another name, or none, to name it so."
     )
+
+
+def _digest_of(found: PipelineVersion, pipeline: str) -> str:
+    from airflow_ml_provider.core.kfp_package import read_spec
+
+    try:
+        return read_spec(found.spec, source=f"version {found.name!r} of pipeline {pipeline!r}").digest
+    except ConfigError:
+        return "of no pipeline that is known here"

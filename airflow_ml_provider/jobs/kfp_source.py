@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from airflow_ml_provider._compat import connection_not_found
 from airflow_ml_provider.core.kfp_archive import check_size
 from airflow_ml_provider.core.kfp_package import shown_source
 from airflow_ml_provider.exceptions import (
@@ -189,9 +190,9 @@ def _read_store(source: str, scheme: str) -> bytes:
         raise ConfigError(
             f"{shown} cannot be opened: {error}. Install {package} on the workers, or correct the scheme."
         ) from error
-    except Exception as error:
-        if type(error).__name__ == "AirflowNotFoundException":
-            raise ConfigError(f"{shown} names an Airflow connection that does not exist: {error}. Add it.") from error
+    except connection_not_found() as error:
+        raise ConfigError(f"{shown} names an Airflow connection that does not exist: {error}. Add it.") from error
+    except Exception as error:  # of a store's own client: botocore, gcsfs, adlfs and others share no class
         raise RemoteUnavailableError(
             f"the store of {shown} did not give it: {type(error).__name__}: {error}. Check its address and the credentials; then "
             "retry."

@@ -13,10 +13,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, cast, get_args
+from typing import Any, Literal, Protocol
 
 from airflow_ml_provider._compat import StateStore
-from airflow_ml_provider.core.submission import Generation, Memory, RetryMode, decide, run_id_of
+from airflow_ml_provider.core.submission import Action, Generation, RetryMode, decide, run_id_of
 from airflow_ml_provider.exceptions import (
     ConfigError,
     RemoteJobError,
@@ -29,7 +29,9 @@ from airflow_ml_provider.hooks.kfp import KfpApi
 from airflow_ml_provider.hooks.patience import patiently
 from airflow_ml_provider.jobs.kfp import KfpJobs
 from airflow_ml_provider.jobs.kfp_actions import RunActions
+from airflow_ml_provider.jobs.kfp_carrier import Carriers
 from airflow_ml_provider.jobs.kfp_catalog import KfpCatalog
+from airflow_ml_provider.jobs.kfp_notes import RunNotes
 from airflow_ml_provider.models.kfp import PipelineRun, RunState
 from airflow_ml_provider.models.run import StepIdentity
 
@@ -43,16 +45,10 @@ CREATES = 3
 TOO_MANY = 429
 STOP_WITHIN_S = 4.0
 """Seconds in which a killed task tries to stop its run; Airflow kills it for good soon after."""
-MEMORY_KEY = "kfp_run."
-"""Before a run's id, in the task state store."""
-
-
-CURRENT_KEY = MEMORY_KEY + "current"
-"""Under it stands the run that the task worked with last."""
-RESUMED_KEY = MEMORY_KEY + "resumed"
-"""Under it stands when the run had ended that the server was asked to repeat."""
 STALE_S = 60.0
 """Seconds in which the end before a repetition may be reported once more."""
+SLOW_S = 5.0
+"""Seconds after which an answer counts as the first one after an outage."""
 
 
 class FindWorkflows(Protocol):
@@ -80,7 +76,7 @@ class Submission:
     :param exactly_once: How the fate of a create is found out.
     :param find_workflows: For ``workflows``.
     :param patience_s: Seconds to wait for a server that is away.
-    :param settle_s: Seconds to look for a run whose create was not answered.
+    :param settle_s: Seconds to look for a run whose create was not answered, from the first answer that says there is none.
     :param stop_replaced: Whether the run of before a clear is stopped.
     :param sleep: Waits; seconds.
     """
@@ -92,13 +88,19 @@ class Submission:
     exactly_once: ExactlyOnce = "look"
     find_workflows: FindWorkflows | None = None
     patience_s: float = 300.0
-    settle_s: float = 60.0
+    settle_s: float = 120.0
     stop_replaced: bool = True
     sleep: Callable[[float], None] = field(default=time.sleep)
     run_id: str | None = None
     """The run that the task works with, once that is decided."""
     killed: bool = False
     _sending: bool = False
+    _interrupted: bool = False
+
+    @property
+    def notes(self) -> RunNotes:
+        """What earlier tries have noted."""
+        return RunNotes(self.memory)
 
     def start(self, identity: StepIdentity, clears: int, body: Callable[[], Mapping[str, Any]]) -> PipelineRun:
         """
@@ -113,40 +115,47 @@ class Submission:
         :raises ConfigError: the server refuses the run; nothing was started, a retry never helps.
         :raises RemoteUnavailableError: the server did not answer within the patience; a retry is safe.
         """
-        generation = Generation(clears=clears)
-        while True:
-            run_id = run_id_of(identity, generation)
-            found = self.look(run_id)
-            action = decide(found, self._memory_of(run_id), self.on_retry)
-            log.info("Run %s: %s. Action: %s.", run_id, found.state if found else "not on the server", action)
-            if action != "renew":
-                break
-            self._leave(found)
-            generation = generation.next()
+        run_id, found, action = self._choose(identity, clears)
         self.run_id = run_id  # before anything is sent: a kill from now on stops it
+        self.notes.warn_of_a_stranger(found)
         self._replace(run_id)
         if found is None:
             found = self._create(run_id, body(), sent=action == "settle" or self._left_traces(run_id))
         elif action == "resume":
             log.info("It failed before. The server is asked to repeat what failed (on_retry='resume').")
-            self.memory.set(RESUMED_KEY, found.finished_at.isoformat() if found.finished_at else "")
-            found = RunActions(self.jobs, self.patience_s).retry(run_id)
+            self.notes.set_resumed(found.finished_at)
+            found = self._actions.retry(run_id)
         self._heed_kill()
         return found
 
     def look(self, run_id: str) -> PipelineRun | None:
         """
-        Ask for a run, within the patience.
+        Ask for a run, within the patience; a 401 is borne too, as a server that has lost Kubernetes says so.
 
         :param run_id: Its id.
         :return: The run, None when the server says that there is none.
+        :raises UnauthorizedError: the server has said nothing but that to the end of the patience.
         :raises RemoteUnavailableError: the server did not answer within the patience; a retry is safe.
         """
-        return patiently(f"ask for run {run_id}", lambda: self.jobs.look(run_id), self.patience_s)
+        began, asked = time.monotonic(), 0
+
+        def ask() -> PipelineRun | None:
+            nonlocal asked
+            asked += 1
+            return self._let_in(run_id)
+
+        try:
+            return patiently(f"ask for run {run_id}", ask, self.patience_s)
+        except RemoteUnavailableError as error:
+            if isinstance(error.__cause__, UnauthorizedError):
+                raise error.__cause__ from None
+            raise
+        finally:
+            self._interrupted = asked > 1 or time.monotonic() - began > SLOW_S
 
     def look_again(self, run_id: str) -> PipelineRun | None:
         """
-        Ask for a run that was waited for; a 401 is borne too, as a server that has lost Kubernetes says so.
+        Ask for a run that was waited for, within the patience.
 
         A run that was repeated and is FAILED with the finish time of before is asked for again for a minute: a late report
         of the end before has come after the repetition.
@@ -155,7 +164,7 @@ class Submission:
         :return: The run, None when the server says that there is none.
         :raises RemoteUnavailableError: the server did not answer within the patience; a retry is safe.
         """
-        stale, end = self.memory.get(RESUMED_KEY), time.monotonic() + STALE_S
+        stale, end = self.notes.resumed, time.monotonic() + STALE_S
         while True:
             run = patiently(f"ask for run {run_id}", lambda: self._let_in(run_id), self.patience_s)
             if not stale or run is None or run.state is not RunState.FAILED or time.monotonic() >= end:
@@ -187,7 +196,7 @@ class Submission:
 
         :param run_id: Its id.
         """
-        self._remember(run_id, "stopped")
+        self.notes.set(run_id, "stopped")
 
     def clean_up(self, run_id: str) -> None:
         """
@@ -195,13 +204,50 @@ class Submission:
 
         :param run_id: The run.
         """
-        if self.exactly_once != "carrier":
-            return
-        try:
-            for each in self.catalog.carriers(run_id):
-                self.catalog.delete_recurring_run(each)
-        except (RemoteUnavailableError, ConfigError) as error:
-            log.warning("The carrier of run %s, a disabled recurring run of that name, is left behind: %s", run_id, error)
+        if self.exactly_once == "carrier":
+            self._carriers.delete(run_id)
+
+    @property
+    def _actions(self) -> RunActions:
+        return RunActions(self.jobs, self.patience_s)
+
+    @property
+    def _carriers(self) -> Carriers:
+        return Carriers(self.jobs, self.catalog, self.notes, self.patience_s)
+
+    def _choose(self, identity: StepIdentity, clears: int) -> tuple[str, PipelineRun | None, Action]:
+        """
+        Go to the newest run of the task, not to the first that could still be used.
+
+        What is left is left for good, though its state may say otherwise later: CANCELING becomes FAILED. So where the task
+        has come to is noted before it goes on; where nobody could note it, the next run is looked for before one is taken.
+        """
+        noted = self.notes.generation(clears)
+        generation = noted or Generation(clears=clears)
+        while True:
+            run_id = run_id_of(identity, generation)
+            found = self.look(run_id)
+            action = self._verdict(run_id, found)
+            if noted is None and action != "renew" and self._was_begun(run_id_of(identity, generation.next()), action):
+                log.info("Run %s was given up by an earlier try, which has begun another.", run_id)
+                action = "renew"
+            log.info("Run %s: %s. Action: %s.", run_id, found.state if found else "not on the server", action)
+            if action != "renew":
+                return run_id, found, action
+            generation = generation.next()
+            self.notes.set_generation(generation)
+            self._leave(found)
+
+    def _verdict(self, run_id: str, found: PipelineRun | None) -> Action:
+        action = decide(found, self.notes.of(run_id), self.on_retry)
+        if action == "resume" and found is not None and self._actions.has_lost_its_carrier(found):
+            log.info("Run %s cannot be repeated: its recurring run %s was deleted.", run_id, found.recurring_run_id)
+            return "renew"
+        return action
+
+    def _was_begun(self, run_id: str, action: Action) -> bool:
+        """Ask whether a run is there, or an orphan of it beside one that would be repeated."""
+        return self.look(run_id) is not None or (action == "resume" and self._left_traces(run_id))
 
     def _let_in(self, run_id: str) -> PipelineRun | None:
         try:
@@ -215,21 +261,27 @@ class Submission:
             return
         if found.state.ended:
             self.clean_up(found.run_id)
-        elif found.state is not RunState.CANCELING:
+            return
+        if self.exactly_once == "carrier":
+            self._carriers.delete_later(found.run_id)
+        if found.state is not RunState.CANCELING:
             log.info("Run %s goes on though it was given up. It is stopped.", found.run_id)
-            RunActions(self.jobs, self.patience_s).terminate(found.run_id)
+            self._actions.terminate(found.run_id)
 
     def _replace(self, run_id: str) -> None:
         """Stop the run of before a clear if it still runs: the trigger that waited for it may not have been told."""
-        before = self.memory.get(CURRENT_KEY)
-        if self.stop_replaced and before not in {None, run_id}:
-            self._leave(self.look(str(before)))
-        self.memory.set(CURRENT_KEY, run_id)
+        before = self.notes.current
+        if before and before != run_id:
+            if self.stop_replaced or self.notes.of(before) == "stopped":
+                self._leave(self.look(before))
+            elif self.exactly_once == "carrier":
+                self._carriers.delete_later(before)
+        self.notes.set_current(run_id)
 
     def _left_traces(self, run_id: str) -> bool:
         """Ask whether an earlier try has sent a create that nobody remembers, as before Airflow 3.3."""
         if self.exactly_once == "carrier":
-            return bool(patiently("look for the carrier", lambda: self.catalog.carriers(run_id), self.patience_s))
+            return self._carriers.exist(run_id)
         return bool(self.find_workflows and self.find_workflows(run_id))
 
     def _heed_kill(self) -> None:
@@ -248,20 +300,13 @@ class Submission:
             return str(error)
         return "it is CANCELING, and whether Kubernetes was told so is not known." if said == "canceling" else ""
 
-    def _memory_of(self, run_id: str) -> Memory:
-        word = self.memory.get(MEMORY_KEY + run_id, "nothing")
-        return cast("Memory", word) if word in get_args(Memory) else "nothing"
-
-    def _remember(self, run_id: str, word: Memory) -> None:
-        self.memory.set(MEMORY_KEY + run_id, word)
-
     def _create(self, run_id: str, body: Mapping[str, Any], *, sent: bool) -> PipelineRun:
         """Send the create, again only where it is certain that the one before started nothing."""
         for _ in range(CREATES):
             run = None if sent else self._send(run_id, body)
             run = run or self._settle(run_id)
             if run:
-                self._remember(run_id, "started")
+                self.notes.set(run_id, "started")
                 return run
             sent = False
         raise SubmissionUnknownError(
@@ -271,7 +316,9 @@ class Submission:
 
     def _send(self, run_id: str, body: Mapping[str, Any]) -> PipelineRun | None:
         """Send one create; None when its answer was lost."""
-        request = dict(body) | {"run_id": run_id} | self._carrier(run_id, body)
+        request = dict(body) | {"run_id": run_id}
+        if self.exactly_once == "carrier":
+            request["recurring_run_id"] = self._carriers.find_or_make(run_id, body)
         self._heed_kill()
         self._sending = True
         try:
@@ -287,15 +334,15 @@ class Submission:
         return run
 
     def _send_once(self, run_id: str, request: Mapping[str, Any]) -> PipelineRun | None:
-        self._remember(run_id, "sent")
+        self.notes.set(run_id, "sent")
         try:
             return self.jobs.submit(request)
         except (ConfigError, RemoteNotFoundError):
-            self._remember(run_id, "nothing")
+            self.notes.set(run_id, "nothing")
             raise
         except RemoteUnavailableError as error:
             if not error.sent and error.status != TOO_MANY:  # who limits the rate may do so after it was done
-                self._remember(run_id, "nothing")
+                self.notes.set(run_id, "nothing")
                 raise
             log.warning("The create of run %s was not answered well: %s", run_id, error)
             return None
@@ -323,24 +370,19 @@ class Submission:
 
     def _appears(self, run_id: str) -> PipelineRun | None:
         """Look for a while: the row may still wait for the database, an orphan with a carrier for the agent."""
-        end, pause = time.monotonic() + self.settle_s, 1.0
+        end, pause, limit = None, 1.0, time.monotonic() + self.settle_s + 2 * self.patience_s
         while True:
             if found := self.look(run_id):
                 return found
-            if time.monotonic() >= end:
+            now = time.monotonic()
+            if self._interrupted and now >= limit:
+                raise RemoteUnavailableError(
+                    f"{self.jobs.api.server.url} is slow, or away again and again, so that what became of the create of run "
+                    f"{run_id} could not be found out. A retry looks again."
+                )
+            if end is None or self._interrupted:  # while the server was away its agent could not report either
+                end = now + self.settle_s
+            if now >= end:
                 return None
-            self.sleep(min(pause, max(0.0, end - time.monotonic())))
+            self.sleep(min(pause, max(0.0, end - now)))
             pause = min(pause * 1.5, 10.0)
-
-    def _carrier(self, run_id: str, body: Mapping[str, Any]) -> dict[str, str]:
-        """Find or make the recurring run that makes repeated creates one; it is off, and has no trigger."""
-        if self.exactly_once != "carrier":
-            return {}
-        shared = ("experiment_id", "pipeline_version_reference", "runtime_config", "service_account")
-        carrier = {key: body[key] for key in shared if key in body}
-        carrier |= {"display_name": run_id, "max_concurrency": "1", "mode": "DISABLE", "no_catchup": True}
-
-        def there() -> str:  # one whose answer was lost is found by its name; a second would be off as well
-            return next(iter(self.catalog.carriers(run_id)), "") or self.catalog.create_recurring_run(carrier)
-
-        return {"recurring_run_id": patiently("make the carrier", there, self.patience_s)}

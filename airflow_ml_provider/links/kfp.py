@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from airflow.sdk import BaseOperator
     from airflow.sdk.types import TaskInstanceKey
 
+    from airflow_ml_provider.models.kfp import PipelineRun
+
 
 class _KfpLink(BaseOperatorLink):
     """Asked for in the worker when a try ends, so it costs the API server nothing."""
@@ -49,18 +51,23 @@ class KfpPipelineLink(_KfpLink):
     kind = "pipeline"
 
 
-def pages(ui_url: str, *, run_id: str, experiment_id: str, pipeline_id: str, version_id: str) -> dict[str, str]:
+def pages(
+    ui_url: str, run: PipelineRun | None = None, *, experiment_id: str = "", pipeline_id: str = "", version_id: str = ""
+) -> dict[str, str]:
     """
-    Build the addresses of a run's pages.
+    Build the addresses of pages.
 
     :param ui_url: Root of the user interface, without a slash at the end.
-    :param run_id: Id of the run.
-    :param experiment_id: Id of its experiment, empty for none.
-    :param pipeline_id: Id of its pipeline, empty for none.
+    :param run: A run, whose experiment and pipeline are taken with it; None for none.
+    :param experiment_id: Id of an experiment, empty for none.
+    :param pipeline_id: Id of a pipeline, empty for none.
     :param version_id: Id of the pipeline's version, empty for none.
     :return: URL per kind of page.
     """
-    found = {"run": f"{ui_url}/#/runs/details/{run_id}"}
+    found = {}
+    if run is not None:
+        found["run"] = f"{ui_url}/#/runs/details/{run.run_id}"
+        experiment_id, pipeline_id, version_id = run.experiment_id, run.pipeline_id, run.version_id
     if experiment_id:
         found["experiment"] = f"{ui_url}/#/experiments/details/{experiment_id}"
     if pipeline_id:

@@ -103,7 +103,7 @@ class PipelineRun(BaseModel):
     :param created_at: When the server made it.
     :param finished_at: When it ended, None while it has not. Whole seconds of the workflow engine's clock.
     :param error: The server's message, empty for none.
-    :param tasks: Its tasks; empty before the first report, about a second after the start.
+    :param tasks: Its tasks; empty before the first report, about a second after the start, and in what was read from a list.
     :param mlflow: What the server's MLflow plugin wrote, for example ``root_run_id``; empty without the plugin.
     """
 
@@ -162,6 +162,7 @@ class WaitOutcome(BaseModel):
     :param state: Last state that was seen.
     :param stopped: Whether we asked the server to terminate it.
     :param message: What else there is to say.
+    :param deadline: Epoch seconds at which the run was to be stopped; None for never, or from a release that did not say so.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -172,6 +173,7 @@ class WaitOutcome(BaseModel):
     state: RunState = RunState.UNSPECIFIED
     stopped: bool = False
     message: str = ""
+    deadline: float | None = None
 
     @classmethod
     def from_event(cls, event: Any) -> WaitOutcome:
@@ -184,13 +186,14 @@ class WaitOutcome(BaseModel):
         """
         if not isinstance(event, Mapping) or not event.get("run_id"):
             raise ValueError(f"the trigger's event names no run: {event!r}. A retry takes the run up again.")
-        outcome = event.get("outcome")
+        outcome, deadline = event.get("outcome"), event.get("deadline")
         return cls(
             run_id=str(event["run_id"]),
             outcome=outcome if outcome in {"deadline", "gone", "stuck", "unreachable"} else "ended",
             state=RunState.read(event.get("state")),
             stopped=bool(event.get("stopped")),
             message=str(event.get("message") or ""),
+            deadline=float(deadline) if isinstance(deadline, (int, float)) else None,
         )
 
 
@@ -206,7 +209,8 @@ class KfpRunOptions(BaseModel):
     :param register_package: Whether a package is uploaded as a version of its pipeline, named by its digest, once. Otherwise
         each run carries the whole spec, in each list too.
     :param poll_interval_s: Seconds between two questions about a run that is young; they grow with its age, up to tenfold.
-    :param settle_s: Seconds to look for a run whose create was not answered.
+    :param settle_s: Seconds to look for a run whose create was not answered, from the first answer that says there is none. With
+        ``exactly_once="carrier"`` the server's agent must report an orphan within them, for which it may need a minute or two.
     :param kubernetes_conn_id: Connection with which ``exactly_once="workflows"`` asks Kubernetes.
     :param workflows_namespace: Namespace in which it looks; None looks in all, which needs a right in the whole cluster. In a
         wrong one nothing is found, and what runs is started again.
@@ -221,7 +225,7 @@ class KfpRunOptions(BaseModel):
     plugins_input: Mapping[str, Any] | None = None
     register_package: bool = True
     poll_interval_s: float = Field(default=5.0, ge=0.1, le=600)
-    settle_s: float = Field(default=60.0, ge=1, le=3600)
+    settle_s: float = Field(default=120.0, ge=1, le=3600)
     kubernetes_conn_id: str = "kubernetes_default"
     workflows_namespace: str | None = None
 

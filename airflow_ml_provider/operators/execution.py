@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -43,15 +43,18 @@ class StepOperator(Protocol):
 
 
 @contextmanager
-def open_step(operator: StepOperator, context: Context, params: Mapping[str, Any] | None = None) -> Iterator[StepSession]:
+def open_step(
+    operator: StepOperator, context: Context, params: Mapping[str, Any] | None = None, *, in_worker: bool = True
+) -> Iterator[StepSession]:
     """
-    Open the nested MLflow run of a try, and close it however the block ends.
+    Open the nested MLflow run of a try, and close it however the block ends; a task that defers leaves it open.
 
     The user's own ``mlflow`` calls inside the block land in that run.
 
     :param operator: Says which connection, experiment and artifact root.
     :param context: As given to ``execute``.
     :param params: Parameters of the step to record.
+    :param in_worker: Whether the user's code runs in this process, so that the run is to be its active one.
     :return: The session; after the block its :meth:`StepSession.outputs` are stored.
     :raises RemoteUnavailableError: MLflow did not answer within the patience; a retry is safe.
     :raises SupersededError: a later try took over while the block ran; a retry is pointless.
@@ -60,14 +63,14 @@ def open_step(operator: StepOperator, context: Context, params: Mapping[str, Any
     from airflow.sdk.exceptions import AirflowFailException
 
     try:
-        with _opened(operator, context, params or {}) as session:
+        with _opened(operator, context, params or {}, in_worker=in_worker) as session:
             yield session
     except ConfigError as error:
         raise AirflowFailException(str(error)) from error
 
 
 @contextmanager
-def _opened(operator: StepOperator, context: Context, params: Mapping[str, Any]) -> Iterator[StepSession]:
+def _opened(operator: StepOperator, context: Context, params: Mapping[str, Any], *, in_worker: bool) -> Iterator[StepSession]:
     settings, hook = load_settings(), MlflowHook(operator.mlflow_conn_id)
     api, attempt = hook.api(settings), read_attempt(context)
     experiment = (operator.experiment or settings.experiment).replace("{dag_id}", attempt.identity.dag_id)
@@ -84,7 +87,7 @@ def _opened(operator: StepOperator, context: Context, params: Mapping[str, Any])
             session.log_params(params)
             environment = hook.client_environment(settings)
             active = fluent.active_run(environment, run.run_id, run.experiment_id, attempt.try_number)
-            with _closed_run(session, context), active:
+            with _closed_run(session, context), active if in_worker else nullcontext():
                 yield session
     finally:
         api.close()
@@ -93,7 +96,7 @@ def _opened(operator: StepOperator, context: Context, params: Mapping[str, Any])
 @contextmanager
 def _closed_run(session: StepSession, context: Context) -> Iterator[None]:
     """Close the run as the block ends: well, as a skip, or with an error."""
-    from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, DownstreamTasksSkipped
+    from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, DownstreamTasksSkipped, TaskDeferred
 
     ti: Any = context["ti"]
     skip: BaseException | None = None
@@ -103,7 +106,7 @@ def _closed_run(session: StepSession, context: Context) -> Iterator[None]:
         except (AirflowSkipException, DownstreamTasksSkipped) as raised:
             skip = raised
         session.succeed("skipped" if isinstance(skip, AirflowSkipException) else "success")
-    except SupersededError:
+    except (SupersededError, TaskDeferred):
         raise
     except BaseException as error:
         retries = not isinstance(error, AirflowFailException | ConfigError) and ti.try_number <= (ti.max_tries or 0)

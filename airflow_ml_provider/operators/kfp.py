@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 AGENT_S = 10.0
 """Seconds; 3 were seen between an orphan with a carrier and its run."""
+END_S = 60.0
+"""Seconds to wait for the end of a run that we have stopped, since its carrier can go only then."""
 
 
 class KfpRunPipelineOperator(BaseOperator):
@@ -150,22 +152,37 @@ class KfpRunPipelineOperator(BaseOperator):
         from airflow_ml_provider.jobs.kfp import describe_failure
         from airflow_ml_provider.jobs.kfp_connected import run_reference
 
-        run = submission.look_again(told.run_id)
+        run = self._look_again(submission, told)
         if run is not None:
             self._show(submission.jobs.api, run)
         if run is not None and run.state.good:
             submission.clean_up(run.run_id)
             return run_reference(run, self.kfp_links["run"])
         if run is not None and run.state.ended:
-            ti: Any = context["ti"]
-            if self.on_retry == "new" or ti.try_number > ti.max_tries:  # else the next try has the same run repeated
+            if self._given_up(context, told):
                 submission.clean_up(run.run_id)
         elif run is not None and told.outcome == "ended":
             log.warning("Run %s had ended and is %s again. It is waited for once more.", run.run_id, run.state)
-            return self._wait_for(context, submission, run, self._deadline())
+            return self._wait_for(context, submission, run, told.deadline or self._deadline())
         elif told.outcome == "unreachable":
             raise RemoteUnavailableError(told.message)
+        elif run is None:
+            submission.clean_up(told.run_id)
         raise RemoteJobError(describe_failure(submission.jobs, run, told, self.kfp_links.get("run", "")))
+
+    def _given_up(self, context: Context, told: WaitOutcome) -> bool:
+        """Whether no later try works with a run that has failed; else the next one has the same run repeated."""
+        ti: Any = context["ti"]
+        remembered = told.stopped and context.get("task_state_store") is not None  # before Airflow 3.3 it is not known again
+        return self.on_retry == "new" or ti.try_number > ti.max_tries or remembered
+
+    def _look_again(self, submission: Submission, told: WaitOutcome) -> PipelineRun | None:
+        try:
+            return submission.look_again(told.run_id)
+        except RemoteUnavailableError as error:
+            if told.outcome != "unreachable":
+                raise
+            raise RemoteUnavailableError(told.message) from error  # it says what becomes of the run
 
     def _wait_for(self, context: Context, submission: Submission, run: PipelineRun, deadline: float | None) -> dict[str, Any]:
         from airflow_ml_provider.jobs.kfp_connected import defers
@@ -178,7 +195,7 @@ class KfpRunPipelineOperator(BaseOperator):
         from airflow_ml_provider.jobs.kfp_wait import wait_for_run
 
         if run.state.ended:
-            return WaitOutcome(run_id=run.run_id, outcome="ended", state=run.state)
+            return WaitOutcome(run_id=run.run_id, outcome="ended", state=run.state, deadline=deadline)
         told = wait_for_run(
             submission.jobs,
             run.run_id,
@@ -186,9 +203,21 @@ class KfpRunPipelineOperator(BaseOperator):
             poll_interval_s=self._chosen.poll_interval_s,
             patience_s=submission.patience_s,
         )
+        told = told.model_copy(update={"deadline": deadline})
         if told.stopped:
             submission.remember_stop(run.run_id)
+            self._wait_for_end(submission, run.run_id)
+        if submission.killed:  # by a signal, after which Airflow lets the task go on
+            return told.model_copy(update={"stopped": True, "message": "the task was killed."})
         return told
+
+    def _wait_for_end(self, submission: Submission, run_id: str) -> None:
+        """Wait a little for a run that was stopped: its carrier owns the workflow, and without it no end would be reported."""
+        from airflow_ml_provider.jobs.kfp_wait import wait_for_run
+
+        if self.exactly_once == "carrier" and not submission.killed:
+            end, often = time.time() + END_S, min(self._chosen.poll_interval_s, 2.0)
+            wait_for_run(submission.jobs, run_id, deadline=end, poll_interval_s=often, patience_s=END_S, stop_on_timeout=False)
 
     def _defer(self, run_id: str, deadline: float | None, submission: Submission) -> None:
         from airflow_ml_provider.triggers.kfp import KfpRunTrigger
@@ -201,6 +230,7 @@ class KfpRunPipelineOperator(BaseOperator):
             poll_interval_s=self._chosen.poll_interval_s,
             patience_s=submission.patience_s,
             leave_running=sorted(self.leave_running),
+            carrier=self.exactly_once == "carrier",
         )
         self.defer(trigger=trigger, method_name="execute_complete")
 
@@ -208,6 +238,7 @@ class KfpRunPipelineOperator(BaseOperator):
         from airflow_ml_provider.jobs.kfp_connected import dag_folder
         from airflow_ml_provider.operators.kfp_request import build_request
 
+        self._check_registered()
         return build_request(
             submission.catalog,
             self._identity(context),
@@ -257,13 +288,7 @@ class KfpRunPipelineOperator(BaseOperator):
 
     def _show(self, api: KfpApi, run: PipelineRun) -> None:
         """Say where the run is, in the log and in Airflow's links."""
-        self.kfp_links = pages(
-            api.server.ui_url,
-            run_id=run.run_id,
-            experiment_id=run.experiment_id,
-            pipeline_id=run.pipeline_id,
-            version_id=run.version_id,
-        )
+        self.kfp_links = pages(api.server.ui_url, run)
         log.info("KFP run %s (%s): %s", run.run_id, run.state, self.kfp_links["run"])
 
     def _deadline(self) -> float | None:
@@ -287,9 +312,16 @@ class KfpRunPipelineOperator(BaseOperator):
         if self.exactly_once == "carrier" and self._chosen.settle_s < AGENT_S:
             raise ConfigError(
                 f"task {self.task_id!r}: options.settle_s={self._chosen.settle_s} is shorter than the {AGENT_S:.0f} s in which "
-                "the server's agent makes a run of an orphan. Give more; the default is 60."
+                "the server's agent makes a run of an orphan. Give more; the default is 120."
             )
-        if self.exactly_once == "carrier" and not self._chosen.register_package:
+        self._check_registered()
+
+    def _check_registered(self) -> None:
+        """Refuse a carrier for a package that shall not be registered; of a template it is known when it has been rendered."""
+        from airflow_ml_provider.jobs.kfp_source import is_package
+
+        if self.exactly_once == "carrier" and not self._chosen.register_package and is_package(str(self.pipeline)):
             raise ConfigError(
-                f"task {self.task_id!r}: exactly_once='carrier' needs a registered version; options.register_package is False."
+                f"task {self.task_id!r}: exactly_once='carrier' needs a registered version, and options.register_package is "
+                "False. Leave it out, or name a registered pipeline."
             )

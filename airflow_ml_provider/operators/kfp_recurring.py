@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from airflow.sdk import BaseOperator
 
-from airflow_ml_provider.core.kfp_names import fitted_run_name
+from airflow_ml_provider.core.kfp_names import check_run_name, fitted_run_name
 from airflow_ml_provider.core.kfp_schedule import trigger_of
 from airflow_ml_provider.core.wiring import check_choice, check_given
 from airflow_ml_provider.exceptions import ConfigError, RemoteNotFoundError, RemoteUnavailableError
@@ -126,7 +126,6 @@ class KfpCreateRecurringRunOperator(BaseOperator):
         reference: dict[str, str] = body["pipeline_version_reference"]
         self.kfp_links = {"recurring_run": recurring_run_page(ui_url, found.recurring_run_id)} | pages(
             ui_url,
-            run_id="",
             experiment_id=found.experiment_id,
             pipeline_id=reference["pipeline_id"],
             version_id=reference["pipeline_version_id"],
@@ -245,7 +244,7 @@ class KfpRecurringRunOperator(BaseOperator):
             ui_url = server.api.server.ui_url
         for each in found:
             self.kfp_links["recurring_run"] = recurring_run_page(ui_url, each.recurring_run_id)
-            self.kfp_links |= pages(ui_url, run_id="", experiment_id=each.experiment_id, pipeline_id="", version_id="")
+            self.kfp_links |= pages(ui_url, experiment_id=each.experiment_id)
         told = [_reference_of(each, recurring_run_page(ui_url, each.recurring_run_id)) for each in found]
         if self.action != "delete":
             told = [each | {"enabled": self.action == "enable"} for each in told]
@@ -258,7 +257,7 @@ class KfpRecurringRunOperator(BaseOperator):
     def _find(self, runs: KfpRecurringRuns) -> list[RecurringRun]:
         if self.name is not None:
             check_given(self.task_id, "name", self.name)
-            found = runs.named(self.name)
+            found = runs.named(check_run_name(self.name))
         else:
             check_given(self.task_id, "recurring_run_id", self.recurring_run_id)
             one = runs.look(str(self.recurring_run_id))

@@ -11,7 +11,9 @@ from airflow_ml_provider.core.kfp_names import (
     EXPERIMENT_NAME_BYTES,
     check_description,
     check_experiment_name,
+    check_pipeline_name,
     check_run_name,
+    check_version_name,
     fitted_run_name,
     unstorable,
 )
@@ -103,7 +105,7 @@ def find_pipeline(
     :param dag_folder: Where a relative path starts.
     :param patience_s: Seconds to wait for a server that is away.
     :return: The pipeline, and what a create says of it; empty for a package, which is not on the server yet.
-    :raises ConfigError: it is no compiled pipeline; a retry never helps.
+    :raises ConfigError: it is no compiled pipeline, or no name that a pipeline can have; a retry never helps.
     :raises RemoteNotFoundError: there is no such package, pipeline or version.
     :raises RemoteUnavailableError: the server did not answer within the patience; a retry is safe.
     """
@@ -111,6 +113,9 @@ def find_pipeline(
         content = patiently(f"read {shown_source(pipeline)}", lambda: fetch_package(pipeline, relative_to=dag_folder), patience_s)
         return read_package(content, source=pipeline), {}
     name, version = pipeline_and_version(pipeline)
+    check_pipeline_name(name)
+    if version is not None:
+        check_version_name(version)
     found = patiently(f"find pipeline {pipeline}", lambda: catalog.version(name, version), patience_s)
     return read_spec(found.spec, source=f"pipeline {pipeline!r} of the server"), {"pipeline_version_reference": found.reference}
 

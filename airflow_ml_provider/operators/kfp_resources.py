@@ -33,8 +33,8 @@ class KfpUploadPipelineOperator(BaseOperator):
 
     :param package: The package: path beside the DAG file, URL, or any URI that ``ObjectStoragePath`` opens.
     :param name: Name of the pipeline, at most 128 bytes; None takes the one in the package.
-    :param version_name: Name of the version, at most 127 bytes; None names it by the digest of its content. A name that is there
-        with another content is refused, since a version cannot be changed.
+    :param version_name: Name of the version, at most 127 bytes; None names it by the digest of its content, the first of a
+        pipeline like the pipeline. A name that is there with another content is refused, since a version cannot be changed.
     :param kfp_conn_id: Connection of the server.
     :param namespace: Namespace of the pipeline, for a server with users; None takes the connection's.
     """
@@ -87,7 +87,7 @@ class KfpUploadPipelineOperator(BaseOperator):
             made = patiently(f"upload {shown}", lambda: server.catalog.upload(package, name=name, version=version), patience_s)
             ui_url = server.api.server.ui_url
         name = name or package.name
-        found = pages(ui_url, run_id="", experiment_id="", pipeline_id=made.pipeline_id, version_id=made.version_id)
+        found = pages(ui_url, pipeline_id=made.pipeline_id, version_id=made.version_id)
         self.kfp_links = {"pipeline": found["pipeline"]}
         log.info("Pipeline %r has %s as version %r: %s", name, package.source, made.name, found["pipeline"])
         return {
@@ -164,7 +164,7 @@ class KfpCreateExperimentOperator(BaseOperator):
             ui_url = server.api.server.ui_url
         if told and told != found.description:
             log.warning("Experiment %r is there with the description %r, which cannot be changed.", found.name, found.description)
-        page = pages(ui_url, run_id="", experiment_id=found.experiment_id, pipeline_id="", version_id="")["experiment"]
+        page = pages(ui_url, experiment_id=found.experiment_id)["experiment"]
         self.kfp_links = {"experiment": page}
         return {"version": 1, "experiment_id": found.experiment_id, "name": found.name, "url": page}
 
@@ -176,6 +176,9 @@ class KfpRunActionOperator(BaseOperator):
     ``terminate`` leaves alone what has ended; the run is CANCELING until its workflow has ended, and FAILED then. ``retry`` has
     repeated what failed, under the same id, and leaves alone what runs or has succeeded: wait for it with ``KfpRunSensor``.
     ``archive`` does not stop a run. ``delete`` stops it, and leaves alone what is gone.
+
+    Do not ``retry`` a run whose recurring run was deleted, such as one of ``exactly_once="carrier"`` whose task has failed for
+    good: Kubernetes deletes its workflow again, and it stays RUNNING.
 
     The XCom is as of ``KfpRunPipelineOperator``: the run as it is now, or as it was before it was deleted.
 
@@ -223,12 +226,6 @@ class KfpRunActionOperator(BaseOperator):
         with connected(self.kfp_conn_id, self.namespace) as server:
             check_given(self.task_id, "run_id", self.run_id)
             run = getattr(RunActions(server.jobs, server.patience_s), self.action)(self.run_id)
-            self.kfp_links = pages(
-                server.api.server.ui_url,
-                run_id=run.run_id,
-                experiment_id=run.experiment_id,
-                pipeline_id=run.pipeline_id,
-                version_id=run.version_id,
-            )
+            self.kfp_links = pages(server.api.server.ui_url, run)
         log.info("%s of run %s: done. It is %s: %s", self.action, run.run_id, run.state, self.kfp_links["run"])
         return run_reference(run, self.kfp_links["run"])

@@ -89,15 +89,37 @@ class StepSession:
         :return: The artifact or artifacts; None only for an alias that does not exist yet.
         :raises ConfigError: it is not what is declared; a retry never helps.
         """
-        kind = parameter.artifact or Artifact
-        refs = refs_of(self.record.attempt.identity.task_id, parameter, value)
-        if not parameter.many:
-            return self._bind(parameter, kind, refs[0])
-        named = [replace(parameter, name=f"{parameter.name}[{index}]") for index in range(len(refs))]
-        bound = [self._bind(each, kind, ref) for each, ref in zip(named, refs, strict=True)]
-        return [each for each in bound if each is not None]
+        bound = [self._bind(parameter, index, ref) for index, ref in self._resolved(parameter, value)]
+        return bound if parameter.many else next(iter(bound), None)
 
-    def _bind(self, parameter: StepParameter, kind: type[Artifact], ref: ArtifactRef) -> Artifact | None:
+    def read_refs(self, parameter: StepParameter, value: object) -> list[ArtifactRef]:
+        """
+        Take what a parameter declares without a place for its bytes here: they are fetched elsewhere.
+
+        :param parameter: An artifact input.
+        :param value: As for :meth:`read_parameter`.
+        :return: References that name bytes, with the digest as far as one is recorded; none for a missing alias.
+        :raises ConfigError: it is not what is declared; a retry never helps.
+        :raises RemoteUnavailableError: MLflow did not answer within the patience; a retry is safe.
+        """
+        return [ref for _, ref in self._resolved(parameter, value)]
+
+    def _resolved(self, parameter: StepParameter, value: object) -> list[tuple[int, ArtifactRef]]:
+        """Resolve what came, and put it on record; gives the place in the record and the reference."""
+        refs = refs_of(self.record.attempt.identity.task_id, parameter, value)
+        named = [parameter]
+        if parameter.many:
+            named = [replace(parameter, name=f"{parameter.name}[{index}]") for index in range(len(refs))]
+        found = []
+        for each, ref in zip(named, refs, strict=True):
+            resolved = self._resolve(each, ref)
+            if resolved is not None:
+                # A template may have put a password into the place of an input from outside; MLflow shows what is recorded.
+                self.record.inputs.append(resolved.model_copy(update={"uri": str(redact(resolved.uri))}))
+                found.append((len(self.record.inputs) - 1, resolved))
+        return found
+
+    def _resolve(self, parameter: StepParameter, ref: ArtifactRef) -> ArtifactRef | None:
         try:
             found = patiently(f"look up {ref.uri}", lambda: self.recorder.store.resolve(ref), self.settings.patience_s)
         except RemoteNotFoundError as error:
@@ -108,11 +130,11 @@ class StepSession:
                 f"parameter {parameter.name!r}: there is no {ref.uri} ({error}). Promote a model first, or declare "
                 f"{parameter.wanted} | None to run without one."
             ) from error
-        found = found.model_copy(update={"name": parameter.name})
-        # A template may have put a password into the place of an input from outside; MLflow shows what is recorded.
-        self.record.inputs.append(found.model_copy(update={"uri": str(redact(found.uri))}))
-        folder = self.scratch / "inputs" / f"{len(self.record.inputs)}-{parameter.name}"
-        return _make_input(kind, self, found, folder, len(self.record.inputs) - 1)
+        return found.model_copy(update={"name": parameter.name})
+
+    def _bind(self, parameter: StepParameter, index: int, ref: ArtifactRef) -> Artifact:
+        folder = self.scratch / "inputs" / f"{index + 1}-{ref.name}"
+        return _make_input(parameter.artifact or Artifact, self, ref, folder, index)
 
     def fetch(self, ref: ArtifactRef, folder: Path, index: int) -> str:
         """

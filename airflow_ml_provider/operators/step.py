@@ -122,10 +122,11 @@ class MLStepOperator(StepOperatorMixin, DecoratedOperator):
 
         with open_step(self, context) as session:
             self.session = session
-            given: dict[str, Any] = {**{key: context.get(key) for key in self._context_keys}, **self.op_kwargs}
+            filled = context_keys(self.signature, self.op_kwargs)
+            given: dict[str, Any] = {**{key: context.get(key) for key in filled}, **self.op_kwargs}
             check_missing(self.signature, given)
-            plain = self._plain(given)
-            session.log_params({name: value for name, value in plain.items() if name not in self._context_keys})
+            plain = plain_values(self.signature, given)
+            session.log_params({name: value for name, value in plain.items() if name not in filled})
             result = self.python_callable(**self._artifacts(session, given), **plain)
             if self.signature.outputs and result is not None:
                 raise ConfigError(
@@ -134,21 +135,6 @@ class MLStepOperator(StepOperatorMixin, DecoratedOperator):
                 )
             _refuse_unplain(self.signature.step, result)
         return session.outputs() if self.signature.outputs else result
-
-    @property
-    def _context_keys(self) -> set[str]:
-        """Parameters that Airflow's context fills, such as ``ti`` or ``logical_date``, where the call does not."""
-        from airflow.sdk.definitions.context import KNOWN_CONTEXT_KEYS
-
-        return (KNOWN_CONTEXT_KEYS & self.signature.plain.keys()) - self.op_kwargs.keys()
-
-    def _plain(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Give plain parameters their declared types; defaults are as much on record as what was passed."""
-        signature = self.signature
-        return {
-            name: _convert(signature, each, given[name]) if name in given else each.default
-            for name, each in signature.plain.items()
-        }
 
     def _artifacts(self, session: StepSession, given: Mapping[str, Any]) -> dict[str, Any]:
         """Bind inputs and outputs; an input that is not given keeps the function's default."""
@@ -160,6 +146,33 @@ class MLStepOperator(StepOperatorMixin, DecoratedOperator):
         for name, each in self.signature.outputs.items():
             bound[name] = session.write(name, each.artifact or Artifact)
         return bound
+
+
+def context_keys(signature: StepSignature, given: Mapping[str, Any]) -> set[str]:
+    """
+    Name the parameters that Airflow's context fills, such as ``ti`` or ``logical_date``, where the call does not.
+
+    :param signature: What the step declares.
+    :param given: Arguments of the call.
+    :return: Names.
+    """
+    from airflow.sdk.definitions.context import KNOWN_CONTEXT_KEYS
+
+    return (KNOWN_CONTEXT_KEYS & signature.plain.keys()) - given.keys()
+
+
+def plain_values(signature: StepSignature, given: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Give plain parameters their declared types; defaults are as much on record as what was passed.
+
+    :param signature: What the step declares.
+    :param given: Arguments of the call, and what the context fills.
+    :return: Value per plain parameter.
+    :raises ConfigError: a value does not fit its annotation; a retry never helps.
+    """
+    return {
+        name: _convert(signature, each, given[name]) if name in given else each.default for name, each in signature.plain.items()
+    }
 
 
 def _convert(signature: StepSignature, parameter: StepParameter, value: Any) -> Any:

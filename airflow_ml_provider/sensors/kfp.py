@@ -148,6 +148,7 @@ class KfpRunSensor(BaseSensorOperator):
         :param event: As :class:`~airflow_ml_provider.triggers.kfp.KfpRunTrigger` gives it.
         :param deadline: Epoch seconds of the sensor's timeout, None for one that starts now.
         :return: As :meth:`execute`.
+        :raises AirflowFailException: the run is in another namespace; a retry never helps.
         :raises AirflowSensorTimeout: as :meth:`execute`.
         :raises RemoteJobError: as :meth:`execute`.
         :raises RemoteUnavailableError: as :meth:`execute`.
@@ -156,16 +157,21 @@ class KfpRunSensor(BaseSensorOperator):
 
         from airflow_ml_provider.hooks.patience import patiently
 
-        told = WaitOutcome.model_validate(event)
+        told = WaitOutcome.from_event(event)
         if told.outcome == "deadline":
             raise AirflowSensorTimeout(f"{told.message} The sensor's timeout is {self.timeout:.0f} s; the run goes on.")
         with self._connected() as server:
             look = None
-            if told.outcome in {"ended", "stuck"}:
+            if told.outcome in {"ended", "stuck", "gone"}:
                 look = patiently(f"ask for run {self.run_id}", lambda: server.jobs.look(self.run_id), server.patience_s)
             if told.outcome == "ended" and look is not None and not look.state.ended:
                 log.warning("Run %s had ended, and is %s again. Waiting for it.", self.run_id, look.state)
-                self._defer(server, look, deadline or time.time() + self.timeout)
+                self._defer(server, look, deadline or told.deadline or time.time() + self.timeout)
+            if told.outcome == "gone" and look is not None and not look.state.ended and server.jobs.namespace:
+                raise ConfigError(
+                    f"task {self.task_id!r}: run {self.run_id} is on the server, but not among the runs of namespace "
+                    f"{server.jobs.namespace!r}. Give namespace=, or a connection with, the namespace of the run."
+                )
             return self._finish(server, look, told)
 
     def _defer(self, server: Connected, run: PipelineRun | None, deadline: float) -> NoReturn:
@@ -235,13 +241,7 @@ class KfpRunSensor(BaseSensorOperator):
 
     def _show(self, server: Connected, run: PipelineRun) -> None:
         """Say where the run is, in the log and in Airflow's links."""
-        self.kfp_links = pages(
-            server.api.server.ui_url,
-            run_id=run.run_id,
-            experiment_id=run.experiment_id,
-            pipeline_id=run.pipeline_id,
-            version_id=run.version_id,
-        )
+        self.kfp_links = pages(server.api.server.ui_url, run)
         log.info("KFP run %s (%s): %s", run.run_id, run.state, self.kfp_links["run"])
 
     def _check_run_id(self) -> None:

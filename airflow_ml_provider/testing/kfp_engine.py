@@ -85,7 +85,21 @@ class Engine:
         workflow.owner = owner.workflow_name if owner else ""
         self.store.add_workflow(workflow)
         self.schedule(workflow)
+        self.collect_ownerless(workflow)
         return workflow
+
+    def collect_ownerless(self, *workflows: Workflow) -> None:
+        """
+        Delete workflows whose owner is gone, running or not: Kubernetes keeps nothing whose only owner is not there.
+
+        Their runs are never reported again.
+
+        :param workflows: Workflows; none for every one that there is.
+        """
+        for each in workflows or self.store.workflows:
+            owner = self.store.recurring.get(each.recurring_run_id)
+            if each.recurring_run_id and (owner is None or owner.object_gone):
+                each.deleted = True
 
     def new_name(self, spec: dict[str, Any]) -> str:
         """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -123,9 +123,7 @@ class _Reader:
         found: dict[str, Any] = {}
         groups: set[str] = set()
         names = {**{camel(each): each for each in fields}, **{each: each for each in fields}}
-        self.blank()
-        while self.peek() != "}":
-            start = self.at
+        for start in self.members("}"):
             key = self.value()
             if not isinstance(key, str):
                 raise _RefusedError(f"unexpected token {self.text[start : self.at]}", start, syntax=True)
@@ -138,12 +136,18 @@ class _Reader:
             read = self.field(key, field_)
             if read is not None:
                 found[names[key]] = read
+        return found
+
+    def members(self, closing: str) -> Iterator[int]:
+        """Go through what stands between commas, and read the closing sign; tells where each begins."""
+        self.blank()
+        while self.peek() != closing:
+            yield self.at
             self.blank()
-            if self.peek() != "}":
+            if self.peek() != closing:
                 self.expect(",")
                 self.blank()
         self.at += 1
-        return found
 
     def once(self, field_: Field, key: str, groups: set[str], start: int) -> None:
         """Refuse a second member of a group."""
@@ -192,34 +196,19 @@ class _Reader:
             self.scalar(key, Field("map"), self.value(), start)
         self.at += 1
         found: dict[str, Any] = {}
-        self.blank()
-        while self.peek() != "}":
+        for _ in self.members("}"):
             name = str(self.value())
             self.expect(":")
             self.blank()
             start = self.at
             found[name] = self.scalar(key, Field("map"), self.value(), start)
-            self.blank()
-            if self.peek() != "}":
-                self.expect(",")
-                self.blank()
-        self.at += 1
         return found
 
     def list(self, key: str, field_: Field) -> list[Any]:
         """Read a list of messages or texts."""
         self.expect("[")
-        found: list[Any] = []
-        self.blank()
-        while self.peek() != "]":
-            one = Field("message", message=field_.message) if field_.message is not None else Field()
-            found.append(self.field(key, one))
-            self.blank()
-            if self.peek() != "]":
-                self.expect(",")
-                self.blank()
-        self.at += 1
-        return found
+        one = Field("message", message=field_.message) if field_.message is not None else Field()
+        return [self.field(key, one) for _ in self.members("]")]
 
     def scalar(self, key: str, field_: Field, value: Any, start: int) -> Any:
         """Check a value against its kind."""

@@ -9,7 +9,7 @@ from typing import Any
 from airflow_ml_provider.testing.kfp_answers import answer, internal, invalid, missing, recurring_json
 from airflow_ml_provider.testing.kfp_catalog import Catalog
 from airflow_ml_provider.testing.kfp_columns import RECURRING as LISTED
-from airflow_ml_provider.testing.kfp_engine import SIGNS
+from airflow_ml_provider.testing.kfp_engine import SIGNS, Engine
 from airflow_ml_provider.testing.kfp_filter import read_query
 from airflow_ml_provider.testing.kfp_messages import RECURRING
 from airflow_ml_provider.testing.kfp_parameters import check_parameters
@@ -28,11 +28,13 @@ class Recurring:
 
     :param store: The tables.
     :param catalog: Pipelines and experiments.
+    :param engine: Where workflows run, which belong to the ScheduledWorkflow object that started them.
     """
 
-    def __init__(self, store: Store, catalog: Catalog) -> None:
+    def __init__(self, store: Store, catalog: Catalog, engine: Engine) -> None:
         self.store = store
         self.catalog = catalog
+        self.engine = engine
 
     def create(self, body: bytes) -> Answer:
         """
@@ -185,14 +187,14 @@ class Recurring:
 
         :param recurring_run_id: Its id.
         :return: Nothing.
-        :raises KfpError: 404.
+        :raises KfpError: 404; 500 when Kubernetes is away, and nothing is deleted.
         """
-        gone = f"Failed to delete recurring run {recurring_run_id}. Check if exists: "
-        self.find(recurring_run_id, f"Failed to delete a recurring run: {gone}")
+        doing, what = "Failed to delete a recurring run: ", f"Failed to delete recurring run {recurring_run_id}. Check if "
+        self.find(recurring_run_id, f"{doing}{what}exists: ")
+        if "kubernetes" in self.store.lost:  # in no recording; so says the server's source, which keeps the row then
+            raise internal(f"{doing}InternalServerError: {what}the scheduled workflow exists: {REFUSED}")
         del self.store.recurring[recurring_run_id]
-        for workflow in self.store.workflows:
-            if workflow.recurring_run_id == recurring_run_id:
-                workflow.deleted = True
+        self.engine.collect_ownerless()
         return answer({})
 
 

@@ -41,7 +41,7 @@ class Routes:
         self.engine = engine
         self.runs = runs
         self.catalog = catalog
-        self.recurring = Recurring(store, catalog)
+        self.recurring = Recurring(store, catalog, engine)
         self.uploads = Uploads(catalog)
         api = "/apis/v2beta1"
         self.beside: list[tuple[re.Pattern[str], Act]] = [

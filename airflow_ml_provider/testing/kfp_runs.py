@@ -311,12 +311,13 @@ class Runs:
         Let a workflow run again.
 
         :param run: Its row.
-        :param workflow: The workflow, which is made anew when it is gone.
+        :param workflow: The workflow, which is made anew when it is gone; to no avail when its owner is gone too.
         """
         workflow.deleted = workflow.stopped = workflow.persisted = False
         self.engine.move(workflow, "RUNNING")
         self.engine.write(run, "RUNNING", 0)
         self.engine.schedule(workflow)
+        self.engine.collect_ownerless(workflow)
 
     def store_state(self, run_id: str, state: str) -> Answer:
         """

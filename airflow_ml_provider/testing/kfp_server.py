@@ -258,11 +258,13 @@ class FakeKfpServer:
         """
         Delete the Workflow objects of a run behind the server's back; the row is never reported again.
 
-        :param run_id: Id of the run, or of a recurring run for its ScheduledWorkflow object.
+        :param run_id: Id of the run, or of a recurring run for its ScheduledWorkflow object, and all Workflow objects with it.
         """
         with self.store.lock:
+            self.engine.advance()
             if run_id in self.store.recurring:
                 self.store.recurring[run_id].object_gone = True
+                self.engine.collect_ownerless()
             for each in self.store.workflows_by_run.get(run_id, ()):
                 each.deleted = True
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from email.parser import BytesParser
 from email.policy import HTTP
+from functools import cache
+from math import isinf
 from typing import Any
 
 from airflow_ml_provider.testing.kfp_answers import PlainError, dump, pipeline_json, version_json
@@ -19,6 +22,14 @@ UPLOAD_LIMIT = 36_000_000
 """Bytes; between 33 MB, which came through to the database, and 40 MB, which did not."""
 PACKET_LIMIT = 16_777_216
 """Bytes that the database takes at once."""
+WRITTEN_OUT = 1e21
+"""From here on Go writes a whole number with an exponent."""
+GO_SCALARS = {
+    "null": r"~|null|Null|NULL|",
+    "bool": r"true|True|TRUE|false|False|FALSE",
+    "float": r"[-+]?(0[xX][0-9a-fA-F]+|0[bB][01]+|0[oO][0-7]+|(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9_]+)?)",
+}
+"""Scalars without quotes that Go's yaml.v3 takes for more than a text; times and infinity, which it knows too, are left texts."""
 
 
 class Uploads:
@@ -112,7 +123,7 @@ def read_spec(content: bytes, doing: str) -> dict[str, Any]:
         raise PlainError(500, doing, kind="application/json")
     try:
         text = content.decode()
-        documents = [each for each in yaml.load_all(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) if each is not None]
+        documents = [each for each in yaml.load_all(text, _loader()) if each is not None]
     except (UnicodeDecodeError, yaml.reader.ReaderError):
         raise PlainError(400, "Failed to read a pipeline spec file") from None
     except yaml.YAMLError as broken:
@@ -147,6 +158,33 @@ def check_template(spec: Mapping[str, Any]) -> None:
         raise PlainError(400, rule, kind="application/json")
     if len(name) > NAME_LIMIT:
         raise PlainError(400, f"pipeline's name must contain no more than {NAME_LIMIT} characters", kind="application/json")
+
+
+@cache
+def _loader() -> Any:
+    """Make a loader that reads scalars as the server does; PyYAML takes ``1e-05`` for a text, and ``yes`` for true."""
+    import yaml
+
+    kind: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    loader: Any = type("GoLoader", (kind,), {"yaml_implicit_resolvers": {}})
+    for name, pattern in GO_SCALARS.items():
+        loader.add_implicit_resolver(f"tag:yaml.org,2002:{name}", re.compile(rf"(?:{pattern})\Z"), None)
+    loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"<<\Z"), ["<"])
+    loader.add_constructor("tag:yaml.org,2002:merge", lambda _, node: node.value)  # where it is no key
+    loader.add_constructor("tag:yaml.org,2002:float", lambda _, node: _number(node.value))
+    return loader
+
+
+def _number(text: str) -> int | float | str:
+    """Read a number into a double, and write it as Go does: whole ones without a point; a text if it is too large."""
+    digits = text.replace("_", "")
+    try:
+        value = float(int(digits, 8 if re.fullmatch(r"[-+]?0[0-7]+", digits) else 0))
+    except ValueError:
+        value = float(digits)
+    if isinf(value):
+        return text
+    return int(Decimal(repr(value))) if value.is_integer() and abs(value) < WRITTEN_OUT else value
 
 
 def _unknown() -> PlainError:

@@ -80,7 +80,7 @@ class ArtifactStore:
         target = folder / (PurePosixPath(ref.uri.rstrip("/")).name or ref.name)
         try:
             place, path = self._locate(ref.uri)
-            written = _fetch_any(place, path, target, directory=_is_directory(ref))
+            written = _fetch_any(place, path, target, directory=is_directory(ref))
         except RemoteNotFoundError as error:
             raise ArtifactError(
                 f"{ref.type} {ref.name!r} is not at {ref.uri} any more: {error}. Run the step that made it again."
@@ -102,9 +102,7 @@ class ArtifactStore:
         :return: What its maker set; empty when there is none.
         :raises ArtifactError: it is not where it was recorded.
         """
-        model = _MODEL_ID.match(ref.uri)
-        if model and ref.metadata is None:
-            ref = self._recorded(ref, model.group(1))
+        ref = self.described(ref)
         if ref.metadata is None:
             return {}
         try:
@@ -118,6 +116,18 @@ class ArtifactStore:
                 f"the metadata of {ref.name!r} at {ref.metadata} was changed in the store: {error}. Run its step again."
             ) from error
         return found
+
+    def described(self, ref: ArtifactRef) -> ArtifactRef:
+        """
+        Add where the metadata of a model is, which is kept with the model alone.
+
+        :param ref: A resolved reference.
+        :return: The same for all else.
+        :raises RemoteNotFoundError: there is no such model.
+        :raises RemoteUnavailableError: MLflow did not answer; a retry is safe.
+        """
+        model = _MODEL_ID.match(ref.uri)
+        return self._recorded(ref, model.group(1)) if model and ref.metadata is None else ref
 
     def store(self, root: str, path: str, local: Path, *, of_mlflow: bool = True) -> Written:
         """
@@ -162,18 +172,30 @@ class ArtifactStore:
                 self._roots[uri] = self.api.get(f"logged-models/{key}")["model"]["info"]["artifact_uri"]
         return self._roots[uri]
 
-    def _locate(self, uri: str) -> tuple[Place, str]:
+    def locate(self, uri: str) -> tuple[str, str, bool]:
+        """
+        Find where the bytes of an artifact lie.
+
+        :param uri: URI of a resolved reference.
+        :return: Root URI, path below it (empty where the root is the artifact itself), and whether MLflow named the root.
+        :raises RemoteNotFoundError: there is no such run or model.
+        :raises ConfigError: it names no place; a retry never helps.
+        """
         model, run = _MODEL_ID.match(uri), _RUN.match(uri)
         if model:
-            return place_for(self.api, self.root_of(f"models:/{model.group(1)}"), of_mlflow=True), model.group(2) or ""
+            return self.root_of(f"models:/{model.group(1)}"), model.group(2) or "", True
         if run:
-            return place_for(self.api, self.root_of(f"runs:/{run.group(1)}"), of_mlflow=True), run.group(2)
+            return self.root_of(f"runs:/{run.group(1)}"), run.group(2), True
         if uri.startswith(("models:", "runs:")):
             raise ConfigError(
                 f"{uri!r} is not a place: write models:/<name>@<alias>, models:/<name>/<version>, models:/<model id> "
                 "or runs:/<run id>/<path>."
             )
-        return place_for(self.api, uri, of_mlflow=False), ""
+        return uri, "", False
+
+    def _locate(self, uri: str) -> tuple[Place, str]:
+        root, path, of_mlflow = self.locate(uri)
+        return place_for(self.api, root, of_mlflow=of_mlflow), path
 
     def _recorded(self, ref: ArtifactRef, model_id: str) -> ArtifactRef:
         """Add what we have recorded of a LoggedModel; one that others made has nothing."""
@@ -206,8 +228,13 @@ def _tags(entity: Mapping[str, Any]) -> dict[str, str]:
     return {each["key"]: each["value"] for each in entity.get("tags", [])}
 
 
-def _is_directory(ref: ArtifactRef) -> bool | None:
-    """Say what a reference tells of itself; None for a place of others, which has to be looked at."""
+def is_directory(ref: ArtifactRef) -> bool | None:
+    """
+    Say what a reference tells of itself.
+
+    :param ref: A resolved reference.
+    :return: Whether it is a directory; None for a place of others, which has to be looked at.
+    """
     if ref.uri.endswith("/"):
         return True
     model = _MODEL_ID.match(ref.uri)

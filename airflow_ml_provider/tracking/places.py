@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
+from airflow_ml_provider._compat import connection_not_found
 from airflow_ml_provider.exceptions import AirflowMLError, ArtifactError, ConfigError, RemoteNotFoundError, RemoteUnavailableError
 from airflow_ml_provider.hooks.mlflow import MlflowApi
 
@@ -162,13 +163,12 @@ class ObjectStoragePlace:
 
     def __init__(self, root: str) -> None:
         from airflow.sdk import ObjectStoragePath
-        from airflow.sdk.exceptions import AirflowNotFoundException
 
         scheme = urlsplit(root).scheme
         try:
             self.root = ObjectStoragePath(root if scheme else f"file://{root}")
             _ = self.root.fs  # looked up at the first use otherwise, in the words of fsspec
-        except (ValueError, ImportError, AirflowNotFoundException) as error:
+        except (ValueError, ImportError, connection_not_found()) as error:
             package = PACKAGES.get(scheme, "the Airflow provider of that object store")
             raise ConfigError(
                 f"{root!r} cannot be opened: {error}. Install {package} on the workers, or use a URI that MLflow keeps "

@@ -156,7 +156,7 @@ class Recorder:
 
     def _store_model(self, record: StepRecord, output: OutputFile, local: Path, metadata: str | None) -> ArtifactRef:
         if output.model_id is None:
-            output.model_id = self._find_model(record, output) or self._make_model(record, output)
+            output.model_id = self._find_model(record, output) or self.make_model(record, output.name)
         model_uri = f"models:/{output.model_id}"
         if "://" in output.target:
             written = self.store.store(output.target, "", local, of_mlflow=False)
@@ -165,7 +165,8 @@ class Recorder:
             file = local.name if local.is_file() else ""
             written = self.store.store(self.store.root_of(model_uri), file, local)
             uri = f"{model_uri}/{file}" if file else model_uri
-        self._finish_model(output, local, written, metadata)
+        elsewhere = output.target if "://" in output.target else ""
+        self.finish_model(output.model_id, written, local.name if local.is_file() else "", elsewhere, metadata)
         return _ref(record, output, uri, written, metadata)
 
     def _find_model(self, record: StepRecord, output: OutputFile) -> str | None:
@@ -178,10 +179,18 @@ class Recorder:
         found = self.api.post("logged-models/search", body).get("models", [])
         return str(found[0]["info"]["model_id"]) if found else None
 
-    def _make_model(self, record: StepRecord, output: OutputFile) -> str:
+    def make_model(self, record: StepRecord, name: str) -> str:
+        """
+        Make a LoggedModel, which is pending until :meth:`finish_model`; sent once, as MLflow takes no name for a key.
+
+        :param record: Step that makes it; its parameters become the model's.
+        :param name: Name of the output.
+        :return: The model's id.
+        :raises RemoteUnavailableError: MLflow did not answer, and may have made it.
+        """
         body = {
             "experiment_id": record.run.experiment_id,
-            "name": output.name,
+            "name": name,
             "source_run_id": record.run.run_id,
             "params": as_pairs(dict(islice(record.params.items(), PAIRS_PER_BATCH))),
             "tags": as_pairs(_model_tags(record)),
@@ -189,15 +198,24 @@ class Recorder:
         made = self.api.post("logged-models", body, repeatable=False)["model"]["info"]
         return str(made["model_id"])
 
-    def _finish_model(self, output: OutputFile, local: Path, written: Written, metadata: str | None) -> None:
-        tags = {SHA256: written.sha256, SIZE: str(written.size), FILE: local.name if local.is_file() else ""}
-        if "://" in output.target:
-            tags[ELSEWHERE] = output.target
+    def finish_model(self, model_id: str, written: Written, file: str, elsewhere: str, metadata: str | None) -> None:
+        """
+        Say that all of a model is stored.
+
+        :param model_id: The LoggedModel.
+        :param written: Its digest and bytes.
+        :param file: Name of its single file; empty for a directory.
+        :param elsewhere: URI of its bytes in an object store; empty where MLflow keeps them.
+        :param metadata: URI of its metadata; None for none.
+        """
+        tags = {SHA256: written.sha256, SIZE: str(written.size), FILE: file}
+        if elsewhere:
+            tags[ELSEWHERE] = elsewhere
         if metadata:
             tags[METADATA] = metadata
-        path = f"logged-models/{output.model_id}"
-        self.api.patch(f"{path}/tags", {"model_id": output.model_id, "tags": as_pairs(tags)})
-        self.api.patch(path, {"model_id": output.model_id, "status": "LOGGED_MODEL_READY"})
+        path = f"logged-models/{model_id}"
+        self.api.patch(f"{path}/tags", {"model_id": model_id, "tags": as_pairs(tags)})
+        self.api.patch(path, {"model_id": model_id, "status": "LOGGED_MODEL_READY"})
 
 
 def write_metrics(path: Path, values: dict[str, Any]) -> None:

@@ -7,11 +7,13 @@ import logging
 from collections.abc import AsyncIterator, Collection, Hashable, Iterable
 from datetime import UTC, datetime
 from functools import partial
+from math import inf
 from typing import Any
 
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, field_validator
 
+from airflow_ml_provider.core.kfp_names import check_pipeline_name
 from airflow_ml_provider.core.polling import Pace
 from airflow_ml_provider.exceptions import AirflowMLError, ConfigError, RemoteNotFoundError
 from airflow_ml_provider.models.kfp import PipelineRun, RunState
@@ -27,6 +29,8 @@ LATE_S = 600.0
 """Seconds by which a report may be late and still become an event."""
 SAVE_EVERY_S = 60.0
 RETRY_S = 10.0
+GAP_TRIES = 10
+"""Times that what has finished before the stream is asked for, each after the server has answered another question."""
 
 
 class _Told(BaseModel):
@@ -36,37 +40,48 @@ class _Told(BaseModel):
     :param version: Of this shape.
     :param newest: Newest finish time seen, epoch seconds of the engine's clock.
     :param floor: What finished up to then is no news, remembered or not.
-    :param runs: Finish time of what was told, or was there before the watching began, by run.
+    :param runs: Finish time and state of what was seen to end, or had ended before the watching began, by run.
     """
 
-    version: int = 1
+    version: int = 2
     newest: float = 0.0
     floor: float = 0.0
-    runs: dict[str, float] = {}
+    runs: dict[str, tuple[float, str]] = {}
+
+    @field_validator("runs", mode="before")
+    @classmethod
+    def _with_states(cls, found: Any) -> Any:
+        """Read what version 1 wrote, which had the finish times alone."""
+        return {key: [at, ""] if isinstance(at, (int, float)) else at for key, at in found.items()}
 
     def take(self, found: Iterable[PipelineRun]) -> list[PipelineRun]:
         """
         Take in runs that have finished.
 
         :param found: Runs, some of them known.
-        :return: Those that are new, oldest first; the same run is returned once.
+        :return: Those that are new, oldest first; a run that was repeated on the server and has ended anew is new again.
         """
         fresh = []
         for each in sorted(found, key=_finished):
-            if each.run_id not in self.runs and _finished(each) > self.floor:
+            if _finished(each) > self.floor and self._is_news(each):
                 fresh.append(each)
-                self.runs[each.run_id] = _finished(each)
+                self.runs[each.run_id] = _finished(each), str(each.state)
                 self.newest = max(self.newest, _finished(each))
         kept = sorted(self.runs.items(), key=lambda each: each[1])
-        forgotten = [at for _, at in kept[:-REMEMBERED]]
+        forgotten = [at for _, (at, _state) in kept[:-REMEMBERED]]
         self.floor = max([self.floor, self.newest - LATE_S, *forgotten])
-        self.runs = {run_id: at for run_id, at in kept if at > self.floor}
+        self.runs = {run_id: end for run_id, end in kept if end[0] > self.floor}
         return fresh
+
+    def _is_news(self, run: PipelineRun) -> bool:
+        """Tell an end from one that comes again, and from the late report of the end before a repetition."""
+        at, state = self.runs.get(run.run_id, (-inf, ""))
+        return _finished(run) > at or (_finished(run) == at and state not in {"", str(run.state)})
 
 
 class KfpRunEventTrigger(BaseEventTrigger):
     """
-    Fires for every run that ends after the watching began, whoever started it.
+    Fires for every run that ends after the watching began, whoever started it, and again for one that is repeated and ends anew.
 
     ``AssetWatcher(name="churn", trigger=KfpRunEventTrigger(pipeline="churn"))``. From Airflow 3.3 on all watchers of a server
     share one stream, and what was told is kept in the asset's state store, so a restart of the triggerer loses nothing; a crash
@@ -78,7 +93,7 @@ class KfpRunEventTrigger(BaseEventTrigger):
     :param pipeline: Name or id of a registered pipeline; empty for any. A run that has its spec inline belongs to none.
     :param experiment: Id of an experiment; empty for any.
     :param states: Final states that fire.
-    :raises ConfigError: one of ``states`` is none; a retry never helps.
+    :raises ConfigError: one of ``states`` is none, or no pipeline can have that name; a retry never helps.
     """
 
     def __init__(
@@ -96,6 +111,8 @@ class KfpRunEventTrigger(BaseEventTrigger):
         self.pipeline = pipeline
         self.experiment = experiment
         self.states = sorted(states)
+        if pipeline:
+            check_pipeline_name(pipeline)
         for each in self.states:
             if each not in ENDS:
                 raise ConfigError(
@@ -146,12 +163,15 @@ class KfpRunEventTrigger(BaseEventTrigger):
         :param shared_stream: Runs that have finished.
         :return: An event for each run that is meant, once.
         """
-        told, meant = await self._recall(), _Pipelines(self)
-        saved = told.newest if told else 0.0
-        async for found in self._with_gap(shared_stream, told):
+        told, meant, begun = await self._recall(), _Pipelines(self), datetime.now(UTC).timestamp()
+        saved, at_once = told.newest if told else 0.0, True
+        async for found in self._with_gap(shared_stream, begun - 2 * Pace().skew_s if told is None else told.newest - LATE_S):
+            if found is None:
+                at_once = False
+                continue
             if told is None:  # what is there already is no event
-                told = _Told()
-                told.take(found)
+                told = _Told(floor=0.0 if at_once else begun)
+                told.take(found if at_once else ())
             fired = False
             for each in told.take(found):
                 if (
@@ -165,16 +185,25 @@ class KfpRunEventTrigger(BaseEventTrigger):
                 saved = told.newest
                 await self._remember(told)
 
-    async def _with_gap(self, stream: AsyncIterator[list[PipelineRun]], told: _Told | None) -> AsyncIterator[list[PipelineRun]]:
-        """Put before the stream what has finished while nobody watched, or had finished before."""
-        now = datetime.now(UTC).timestamp() - 2 * Pace().skew_s
-        since = datetime.fromtimestamp(now if told is None else told.newest - LATE_S, UTC)
-        try:
-            yield await in_thread(partial(self._finished_since, since))
-        except AirflowMLError as error:
-            log.warning("Could not ask for the runs that finished since %s: %s", since, error)
+    async def _with_gap(self, stream: AsyncIterator[list[PipelineRun]], moment: float) -> AsyncIterator[list[PipelineRun] | None]:
+        """Put before the stream what has finished since a moment; None while the server does not tell it."""
+        since = datetime.fromtimestamp(moment, UTC)
+        for _ in range(GAP_TRIES):
+            if (gap := await self._gap(since)) is not None:
+                yield gap
+                break
+            yield None
+            if await anext(stream, None) is None:  # the server answers again, and what it has named is in the gap too
+                break
         async for each in stream:
             yield each
+
+    async def _gap(self, since: datetime) -> list[PipelineRun] | None:
+        try:
+            return await in_thread(partial(self._finished_since, since))
+        except AirflowMLError as error:
+            log.warning("Could not ask for the runs that finished since %s; it is asked again: %s", since, error)
+            return None
 
     def _finished_since(self, moment: datetime) -> list[PipelineRun]:
         with connected(self.kfp_conn_id, self.namespace) as jobs:

@@ -41,6 +41,16 @@ LOG_EVERY_S = 60.0
 class PolledJobs(Protocol):
     """What the poller needs of the runs of a server; each call blocks."""
 
+    @property
+    def page_size(self) -> int:
+        """Runs that one answer should hold, by the size of those that came."""
+        ...
+
+    @property
+    def pages(self) -> int:
+        """Pages of lists that were asked for so far."""
+        ...
+
     def find(self, run_ids: Iterable[str]) -> Mapping[str, PipelineRun]:
         """
         Ask for many runs.
@@ -62,6 +72,10 @@ class PolledJobs(Protocol):
 
 Connect = Callable[[], AbstractContextManager[PolledJobs]]
 """Reads the connection and gives a client; called on a thread, again after each error."""
+
+
+_Found = tuple[list[PipelineRun], tuple[int, int]]
+"""Runs; and what they cost: requests, and how many such runs one answer holds."""
 
 
 @dataclass(eq=False)
@@ -97,7 +111,7 @@ class KfpPoller:
         self._wake = asyncio.Event()
         self._line = _Line(connect)
         self._request: Request | None = None
-        self._asked: asyncio.Task[list[PipelineRun]] | None = None
+        self._asked: asyncio.Task[_Found] | None = None
         self._task: asyncio.Task[None] | None = None
 
     @classmethod
@@ -224,7 +238,7 @@ class KfpPoller:
         self._check_time()
         await self._pause(self._plan.next_at() if self._request is None else self._request.sent + HANG_S)
 
-    def _on_answer(self, asked: asyncio.Task[list[PipelineRun]]) -> None:
+    def _on_answer(self, asked: asyncio.Task[_Found]) -> None:
         _look_away(asked)
         self._wake.set()
 
@@ -238,10 +252,10 @@ class KfpPoller:
             pass
         self._wake.clear()
 
-    def _take_in(self, request: Request, asked: asyncio.Task[list[PipelineRun]]) -> None:
+    def _take_in(self, request: Request, asked: asyncio.Task[_Found]) -> None:
         try:
-            rows = asked.result()
-            self._plan.answered(request, rows, self._now(), random.random())  # noqa: S311  (jitter)
+            rows, cost = asked.result()
+            self._plan.answered(request, rows, self._now(), random.random(), cost)  # noqa: S311  (jitter)
         except Exception as error:  # noqa: BLE001  (whatever it is, who waits must not hang)
             self._take_error(request, str(error) or type(error).__name__)
             return
@@ -316,13 +330,16 @@ class _Line:
         self._open = ExitStack()
         self._jobs: PolledJobs | None = None
 
-    def ask(self, request: Request) -> list[PipelineRun]:
+    def ask(self, request: Request) -> _Found:
         try:
             if self._jobs is None:
                 self._jobs = self._open.enter_context(self._connect())
+            jobs, before = self._jobs, self._jobs.pages
             if request.kind == "look":
-                return list(self._jobs.find(request.run_ids).values())
-            return list(self._jobs.finished_since(datetime.fromtimestamp(request.moment, UTC)))
+                rows = list(jobs.find(request.run_ids).values())
+            else:
+                rows = list(jobs.finished_since(datetime.fromtimestamp(request.moment, UTC)))
+            return rows, (jobs.pages - before, jobs.page_size)
         except BaseException:
             self.close()
             raise

@@ -188,6 +188,14 @@ class TestTheDigest:
         assert read_package(one, source="x").digest == read_package(two, source="y").digest
         assert read_package(default("3"), source="x").digest == read_package(default("0x3"), source="x").digest
 
+    @pytest.mark.parametrize(
+        ("uploaded", "given_back"), [("1.0e+17", "100000000000000000"), ("1.0", "1"), ("1.0e-05", "0.00001"), ("3", "3.0")]
+    )
+    def test_numbers_that_the_server_gives_back_in_another_form_are_the_same(self, uploaded: str, given_back: str) -> None:
+        text = json.dumps(yaml.safe_load(default("HERE"))).replace('"HERE"', given_back)
+        found = read_spec(json.loads(text), source="pipeline 'x'")
+        assert found.digest == read_package(default(uploaded), source="x").digest
+
     def test_any_other_value_counts(self) -> None:
         texts = [
             small(),
@@ -355,6 +363,8 @@ NOT_PACKAGES = {
     "a name in capitals": (small(pipelineInfo={"name": "Bad_Name \u00e9"}), "the pipeline's name (pipelineInfo.name), 'Bad_Name \u00e9'"),
     "a name of 129": (small(pipelineInfo={"name": "a" * 129}), "at most 128"),
     "a list for parameters": (small(root={"inputDefinitions": {"parameters": []}}), "root.inputDefinitions.parameters is a list"),
+    "a number for platforms": (small("---\nplatforms: 5\n"), "platforms is a int, not a mapping"),
+    "a number for a platform": (small("---\nplatforms: {kubernetes: 5}\n"), "platforms.kubernetes is a int, not a mapping"),
     "only a platform": (b"platforms: {kubernetes: {}}\n", "holds 0 pipelines and 1 platform"),
 }  # fmt: skip
 

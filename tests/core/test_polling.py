@@ -9,7 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_ml_provider.core.polling import APPEAR_S, CONFIRM_S, EngineClock, Pace, PollPlan, Request, Waiting
+from airflow_ml_provider.core.polling import (
+    APPEAR_S,
+    CONFIRM_S,
+    ROWS_AGAIN,
+    ROWS_PER_PAGE,
+    SURE_S,
+    EngineClock,
+    Pace,
+    PollPlan,
+    Request,
+    Waiting,
+)
 from airflow_ml_provider.models.kfp import PipelineRun, RunState
 
 WAITS = ["PENDING", "RUNNING", "PAUSED", "CANCELING", "RUNTIME_STATE_UNSPECIFIED", "INVENTED_BY_A_NEWER_SERVER"]
@@ -170,12 +181,48 @@ class TestPlan:
         plan.answered(take(plan, 1e9 + 70, "look"), [run("a", "SUCCEEDED", 1e9 - 4000)], 1e9 + 70)
         assert plan.clock.bound(1e9 + 70) == 1e9 - 4000
 
+    @pytest.mark.parametrize("quick", [0.5, 2.0, 5.0])
+    def test_where_much_ends_the_overlap_is_cut_to_what_fills_a_page_with_the_new(self, quick: float) -> None:
+        asked = ask_with_others(12, quick, 60)
+        assert max(rows for _, rows in asked) <= ROWS_PER_PAGE, "one request for each question"
+        assert all(SURE_S <= overlap <= ROWS_AGAIN / 12 + quick + 1 for overlap, _ in asked)
+
+    def test_where_little_ends_the_whole_overlap_is_asked_for(self) -> None:
+        assert {overlap for overlap, _ in ask_with_others(1, 2.0, 60)} == {30.0}
+
+    def test_the_overlap_is_never_less_than_what_is_sure_to_be_needed(self) -> None:
+        assert {overlap for overlap, _ in ask_with_others(100, 2.0, 60)} == {SURE_S}
+
+    def test_the_whole_overlap_comes_back_when_the_rush_is_over(self) -> None:
+        assert ask_with_others(12, 2.0, 60, until=20)[-1] == (30.0, 0)
+
     def test_many_pages_of_an_answer_are_paid_for(self) -> None:
         plan = PollPlan()
         plan.join("a", 1000)
         request = take(plan, 1010, "since")
-        plan.answered(request, [run(str(number), "FAILED", 900) for number in range(1000)], 1010.5)
+        plan.answered(request, [run(str(number), "FAILED", 900) for number in range(1000)], 1010.5, 0.0, (5, 200))
         assert plan.next_at() >= 1015
+
+    def test_where_runs_are_large_a_look_asks_for_no_more_than_an_answer_holds(self) -> None:
+        plan = PollPlan()
+        for number in range(300):
+            plan.join(f"{number:03}", 0)
+        first = take(plan, 5, "look")
+        plan.answered(first, [run(each) for each in first.run_ids], 6, 0.0, (22, 7))
+        assert plan.next_at() >= 27, "each request is paid for"
+        second = take(plan, 30, "look")
+        assert (len(first.run_ids), len(second.run_ids)) == (150, 7)
+        plan.answered(second, [run(each) for each in second.run_ids], 31, 0.0, (1, 200))
+        assert len(take(plan, 40, "look").run_ids) == 150, "small ones bring it back"
+
+    @pytest.mark.parametrize(("fit", "overlap"), [(200, 30.0), (16, 14.0), (1, SURE_S)])
+    def test_where_runs_are_large_fewer_ends_are_asked_for_again(self, fit: int, overlap: float) -> None:
+        plan = PollPlan(Pace(share=0.0))
+        plan.join("a", 1000)
+        ends = [run(str(at), "SUCCEEDED", at) for at in range(900, 1000, 2)]
+        plan.answered(take(plan, 1006, "since"), ends, 1006, 0.0, (1, fit))
+        asked = take(plan, 1011, "since")
+        assert plan.clock.bound(1006) - asked.moment == overlap
 
     def test_a_proxy_that_refuses_long_urls_gets_shorter_ones(self) -> None:
         plan = PollPlan()
@@ -238,9 +285,26 @@ def take(plan: PollPlan, now: float, kind: str) -> Request:
         assert request is not None, f"no {kind} is due at {now}"
         if request.kind == kind:
             return request
-        plan.answered(request, [run(each) for each in request.run_ids], now)
+        plan.answered(request, [run(each) for each in request.run_ids], now, 0.0, (1, plan._fit))
         plan._slot = now  # the test's own time stands still
     raise AssertionError(f"no {kind} at {now}")
+
+
+def ask_with_others(ends_per_s: int, quick: float, seconds: int, until: float = float("inf")) -> list[tuple[float, int]]:
+    """Ask what has ended, while runs of others end evenly; returns overlap and rows of each question after the first 20 s."""
+    plan, now, asked = PollPlan(Pace(quick_s=quick, gap_s=quick / 2, share=0.0)), 0.0, []
+    plan.join("a", now)
+    ends = [number / ends_per_s for number in range(int(min(until, seconds) * ends_per_s))]
+    while now < seconds:
+        if request := plan.take(now):
+            before, rows = plan._asked, [run(each) for each in request.run_ids]
+            if request.kind == "since":
+                rows = [run(str(at), "SUCCEEDED", at) for at in ends if int(request.moment) < int(at) and at <= now]
+                if before and now > 20:
+                    asked.append((round(plan.clock.bound(before[0]) - request.moment, 6), len(rows)))
+            plan.answered(request, rows, now)
+        now = max(now + 0.01, plan.next_at())
+    return asked
 
 
 def drive(plan: PollPlan, seconds: float, start: float = 0.0) -> list[Request]:
@@ -292,7 +356,8 @@ def test_every_end_is_seen_whatever_the_engines_clock_says(
     """``skew`` is how far the engine is ahead of us, negative for behind; reports lag as they do."""
     epoch = 1_700_000_000.0
     finishes = {f"run-{n}": epoch + at for n, at in enumerate(ends)} | {f"other-{n}": epoch + at for n, at in enumerate(others)}
-    plan, now, seen = PollPlan(Pace(quick_s=2.0)), epoch, {}
+    plan, now = PollPlan(Pace(quick_s=2.0)), epoch
+    seen: dict[str, float] = {}
     for number in range(len(ends)):
         plan.join(f"run-{number}", now)
     while now < epoch + 1100 and len(seen) < len(ends):

@@ -46,4 +46,4 @@ def test_the_dags_of_the_page_about_steps_run(run_dag: Callable[..., Any], tmp_p
 
 
 def test_there_are_snippets() -> None:
-    assert {str(each) for each in WITH_CODE} >= {"README.md", "docs/steps.md", "docs/gate-and-promotion.md"}
+    assert {str(each) for each in WITH_CODE} >= {"README.md", "docs/steps.md", "docs/gate-and-promotion.md", "docs/pods.md"}

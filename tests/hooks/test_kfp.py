@@ -14,7 +14,7 @@ from airflow_ml_provider.exceptions import ConfigError, RemoteNotFoundError, Rem
 from airflow_ml_provider.hooks.kfp import KfpApi, KfpHook, filter_text
 from airflow_ml_provider.hooks.kfp_server import BearerAuth, KfpServer, UserHeaderAuth
 from airflow_ml_provider.testing import FakeKfpServer
-from tests.hooks.kfp_local import LocalServer, Reply, page
+from tests.hooks.kfp_local import Asked, LocalServer, Reply, page
 from tests.servers import free_port
 
 RUNS = "/apis/v2beta1/runs"
@@ -169,3 +169,43 @@ class TestFilters:
             "predicates": [named("a"), named("b", "NOT_EQUALS")]
         }
         assert filter_text([named("a%b+c")]).count("a%25b%2Bc") == 1
+
+
+class TestLists:
+    def test_a_page_that_leads_to_itself_is_an_error(self) -> None:
+        again = Reply(200, json.dumps({"runs": [{"run_id": "a"}], "next_page_token": "same"}))
+        with (
+            LocalServer(lambda _: again) as server,
+            KfpApi(KfpServer("c", server.url), Settings(http_retries=0)) as api,
+            pytest.raises(RemoteUnavailableError, match=r"same page token of /apis/v2beta1/runs twice \('same'"),
+        ):
+            list(zip(range(50), api.items(RUNS, "runs", []), strict=False))
+        assert len(server.asked) == 2
+
+    def test_a_page_is_as_large_as_its_items_allow(self) -> None:
+        sizes = iter([4_000_000, 1_000_000, 10, 10, 10, 10])
+
+        def reply(asked: Asked) -> Reply:
+            token = str(int(asked.query.get("page_token", "0")) + 1)
+            return Reply(200, json.dumps({"runs": [{"a": "x" * next(sizes)}], "next_page_token": "" if token == "6" else token}))
+
+        with LocalServer(reply) as server, KfpApi(KfpServer("c", server.url), Settings(http_retries=0)) as api:
+            assert len(list(api.items(RUNS, "runs", []))) == 6
+            assert (api.pages, api.page_size(RUNS), api.page_size(EXPERIMENTS)) == (6, 63, 25)
+        assert [int(each.query["page_size"]) for each in server.asked] == [25, 1, 3, 7, 15, 31]
+
+    def test_what_is_left_out_is_left_out_at_every_depth_and_only_where_asked(self) -> None:
+        answer = Reply(200, json.dumps({"runs": [{"run_id": "a", "big": [1], "in": {"big": 2, "b": 3}}]}))
+        with LocalServer(lambda _: answer) as server, KfpApi(KfpServer("c", server.url), Settings(http_retries=0)) as api:
+            assert list(api.items(RUNS, "runs", [], leave_out=["big"])) == [{"run_id": "a", "in": {"b": 3}}]
+            assert list(api.items(RUNS, "runs", [])) == [{"run_id": "a", "big": [1], "in": {"big": 2, "b": 3}}]
+
+    @pytest.mark.parametrize("body", ["", "[]", "null", '{"runs": ['])
+    def test_a_list_that_is_no_json_object_is_no_empty_list(self, body: str) -> None:
+        with (
+            LocalServer(lambda _: Reply(200, body)) as server,
+            KfpApi(KfpServer("c", server.url), Settings(http_retries=0)) as api,
+            pytest.raises(RemoteUnavailableError, match="no JSON object") as caught,
+        ):
+            list(api.items(RUNS, "runs", []))
+        assert caught.value.status == 200

@@ -53,6 +53,24 @@ class TestLooking:
         assert jobs.find([]) == {}
         assert len(server.requests) == before + 2
 
+    def test_at_many_leaves_their_tasks_on_the_server_which_a_look_at_one_brings(self, jobs, start, server):
+        server.finish(run_id := start())
+        assert jobs.look(run_id).tasks
+        assert jobs.find([run_id])[run_id].tasks == ()
+        (listed,) = jobs.finished_since(datetime.now(UTC) - timedelta(minutes=1))
+        assert (listed.run_id, listed.state, listed.tasks) == (run_id, RunState.SUCCEEDED, ())
+
+    def test_at_large_ones_asks_for_a_few_at_once(self, jobs, start, server):
+        large = SPEC | {"components": SPEC["components"] | {"comp-large": {"executorLabel": "x" * 1_000_000}}}
+        made = [start(pipeline_spec=large) for _ in range(20)]
+        assert jobs.page_size == 25
+        assert set(jobs.find(made)) == set(made)
+        assert jobs.page_size == 7
+        before, pages = len(server.requests), jobs.pages
+        assert set(jobs.find(made)) == set(made)
+        assert len(server.requests) - before == jobs.pages - pages == 3
+        assert all("page_token" not in each.query for each in server.requests), "it would make the URL too long"
+
     def test_for_what_has_ended_goes_on_over_pages(self, jobs, start, server):
         made = [start() for _ in range(203)]
         for each in made[:201]:

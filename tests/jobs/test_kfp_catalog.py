@@ -93,8 +93,25 @@ class TestAPackage:
         package = package_of()
         first = catalog.upload(package)
         assert catalog.upload(package) == first
-        assert first.name == f"sha256-{package.digest[:16]}"
+        assert (first.name, len(server.store.versions)) == ("one-step", 1)  # the server names a pipeline's first version after it
+        second = catalog.upload(other := package_of("busybox:1.37"))
+        assert (second.pipeline_id, second.name) == (first.pipeline_id, f"sha256-{other.digest[:16]}")
+        assert (catalog.upload(other), catalog.upload(package)) == (second, first)
         assert paths(server, "POST") == ["pipelines/upload", "pipelines/upload_version"]
+
+    def test_whose_pipeline_somebody_has_made_of_another_content_is_named_by_its_digest(self, catalog, server):
+        catalog._upload_first("one-step", package_of("busybox:1.37"))
+        package = package_of()
+        assert catalog.upload(package).name == f"sha256-{package.digest[:16]}"
+        assert len(server.store.versions) == 2
+
+    def test_whose_first_version_is_none_that_is_known_here_is_named_by_its_digest(self, catalog, server):
+        pipeline_id = catalog._upload_first("one-step", package_of())
+        (first,) = server.store.versions.values()
+        first.spec = {"kind": "Workflow"}
+        package = package_of()
+        made = catalog.upload(package)
+        assert (made.pipeline_id, made.name) == (pipeline_id, f"sha256-{package.digest[:16]}")
 
     def test_with_another_content_is_another_version_of_the_same_pipeline(self, catalog):
         one, two = catalog.upload(package_of("busybox:1.36")), catalog.upload(package_of("busybox:1.37"))
@@ -110,6 +127,18 @@ class TestAPackage:
         with pytest.raises(ConfigError, match=r"version 'v1' with another content.*give another name"):
             catalog.upload(package_of("busybox:1.37"), version="v1")
 
+    @pytest.mark.parametrize("version", ["v1", None])
+    @pytest.mark.parametrize("number", [1e-05, 1e300, 1e17, 1.0, 2**60])
+    def test_with_any_number_is_found_again(self, catalog, server, number, version):
+        spec = copy.deepcopy(SPEC)
+        definition = {"parameterType": "NUMBER_DOUBLE", "defaultValue": number, "isOptional": True}
+        spec["root"]["inputDefinitions"] = {"parameters": {"rate": definition}}
+        package = read_package(json.dumps(spec), source="one-step.yaml")
+        first = catalog.upload(package, version=version)
+        before = len(server.store.versions)
+        assert catalog.upload(package, version=version) == first
+        assert len(server.store.versions) == before
+
     def test_may_be_uploaded_by_many_at_once(self, catalog, server):
         made = at_once(*[lambda: catalog.upload(package_of())] * 4)
         assert len({each.version_id for each in made}) == 1
@@ -118,10 +147,13 @@ class TestAPackage:
     @pytest.mark.parametrize("path", ["upload$", "upload_version$"])
     @pytest.mark.parametrize("kind", ["lost-before", "lost-after", "status-503"])
     def test_whose_answer_was_lost_is_uploaded_or_found(self, catalog, server, path, kind):
+        if path == "upload_version$":
+            catalog.upload(package_of("busybox:1.35"))
         server.fault(kind, method="POST", path=path)
         with pytest.raises(RemoteUnavailableError):
             catalog.upload(package_of())
         made = catalog.upload(package_of())
+        assert len(server.store.versions) == (2 if path == "upload_version$" else 1)
         assert [each.pipeline_version_id for each in server.store.versions.values() if each.name == made.name] == [
             made.version_id
         ]

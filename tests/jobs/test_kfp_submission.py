@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import pytest
 
+from airflow_ml_provider._compat import state_store
 from airflow_ml_provider.core.submission import Generation, run_id_of
 from airflow_ml_provider.exceptions import (
     ConfigError,
@@ -14,7 +16,9 @@ from airflow_ml_provider.exceptions import (
     RemoteNotFoundError,
     RemoteUnavailableError,
     SubmissionUnknownError,
+    UnauthorizedError,
 )
+from airflow_ml_provider.jobs import kfp_submission
 from airflow_ml_provider.models.kfp import RunState
 from airflow_ml_provider.models.run import StepIdentity
 from tests.jobs.conftest import SPEC, Store
@@ -158,7 +162,136 @@ class TestATryAfterAnother:
         assert workflows(server) == 2
 
 
+class TestTheNewestRunCounts:
+    """A run that was left is left for good, whatever its state says later."""
+
+    @pytest.fixture(params=["noted", "before Airflow 3.3"])
+    def a_try(self, request, submission):
+        def make(**kwargs):
+            return submission(**kwargs) if request.param == "noted" else submission(memory=Store(), **kwargs)
+
+        return make
+
+    def is_adopted(self, a_try, server, **kwargs):
+        assert a_try(**kwargs).start(STEP, 1, lambda: BODY).run_id == RENEWED
+        assert not [each for each in server.requests if each.path.endswith(":retry")]
+        states = {each.run_id: each.state for each in server.runs}
+        assert states[RENEWED] == "RUNNING"
+        assert len(states) == len(server.workflows) == 2
+
+    def test_after_somebody_terminated_the_one_before(self, a_try, server, jobs):
+        a_try().start(STEP, 1, lambda: BODY)
+        jobs.cancel(RUN)
+        a_try().start(STEP, 1, lambda: BODY)
+        server.report(RENEWED, "RUNNING")
+        server.report(RUN)  # it was CANCELING, and has ended FAILED
+        self.is_adopted(a_try, server)
+
+    def test_after_we_stopped_the_one_before(self, a_try, server):
+        killed = a_try()
+        killed.start(STEP, 1, lambda: BODY)
+        killed.stop_at_once()
+        a_try().start(STEP, 1, lambda: BODY)
+        server.report(RENEWED, "RUNNING")
+        server.report(RUN)
+        self.is_adopted(a_try, server)
+
+    def test_after_the_one_before_ended_well_though_it_was_being_stopped(self, a_try, server, jobs):
+        a_try().start(STEP, 1, lambda: BODY)
+        jobs.cancel(RUN)
+        a_try().start(STEP, 1, lambda: BODY)
+        server.report(RENEWED, "RUNNING")
+        server.report(RUN, "SUCCEEDED")
+        self.is_adopted(a_try, server)
+
+    def test_after_the_author_has_changed_on_retry(self, a_try, server):
+        a_try().start(STEP, 1, lambda: BODY)
+        server.finish(RUN, "FAILED")
+        a_try(on_retry="new").start(STEP, 1, lambda: BODY)
+        server.report(RENEWED, "RUNNING")
+        self.is_adopted(a_try, server, on_retry="resume")
+
+    def test_after_the_one_before_was_deleted(self, a_try, server, jobs):
+        a_try().start(STEP, 1, lambda: BODY)
+        server.finish(RUN, "FAILED")
+        a_try(on_retry="new").start(STEP, 1, lambda: BODY)
+        server.report(RENEWED, "RUNNING")
+        jobs.delete(RUN)
+        assert a_try().start(STEP, 1, lambda: BODY).run_id == RENEWED
+        assert [each.run_id for each in server.runs] == [RENEWED]
+
+    def test_also_as_an_orphan_that_nobody_has_noted(self, submission, server, body):
+        def carried(**kwargs):
+            return submission(memory=Store(), exactly_once="carrier", **kwargs)
+
+        carried().start(STEP, 1, lambda: body)
+        server.finish(RUN, "FAILED")
+        server.fault("lost-between")
+        carried()._send(RENEWED, body)  # and then the worker dies
+        threading.Timer(0.3, lambda: server.report(RENEWED, "RUNNING")).start()
+        assert carried(on_retry="resume").start(STEP, 1, lambda: body).run_id == RENEWED
+        assert workflows(server) == 2
+
+    def test_and_what_a_crash_kept_from_being_stopped_is_stopped(self, submission, server):
+        first = submission()
+        first.start(STEP, 1, lambda: BODY)
+        first.remember_stop(RUN)
+        first.notes.set_generation(Generation(clears=1, renewals=1))  # and then the worker dies
+        assert submission(stop_replaced=False).start(STEP, 1, lambda: BODY).run_id == RENEWED
+        assert {each.run_id: each.state for each in server.runs} == {RUN: "CANCELING", RENEWED: "PENDING"}
+
+    def test_though_a_crash_came_before_its_create(self, submission, server, jobs):
+        def crash():
+            raise KeyboardInterrupt
+
+        submission().start(STEP, 1, lambda: BODY)
+        jobs.cancel(RUN)
+        with pytest.raises(KeyboardInterrupt):
+            submission().start(STEP, 1, crash)
+        server.report(RUN)
+        assert submission(on_retry="resume").start(STEP, 1, lambda: BODY).run_id == RENEWED
+
+    def test_of_the_clears_that_there_are_now(self, submission, server, jobs):
+        submission().start(STEP, 1, lambda: BODY)
+        jobs.cancel(RUN)
+        submission().start(STEP, 1, lambda: BODY)
+        assert submission().start(STEP, 3, lambda: BODY).run_id == AFTER_A_CLEAR
+
+
+class TestARunOfADagRunThatWasDeleted:
+    def test_is_told_from_one_that_an_earlier_try_has_left(self, submission, server, jobs, caplog):
+        submission().start(STEP, 1, lambda: BODY)
+        submission().start(STEP, 1, lambda: BODY)
+        assert "has no note" not in caplog.text
+        server.finish(RUN)
+        assert submission(memory=Store()).start(STEP, 1, lambda: BODY).state is RunState.SUCCEEDED
+        assert f"Run {RUN} was made at {jobs.look(RUN).created_at}, and now, at 20" in caplog.text
+
+    def test_is_not_asked_about_before_airflow_3_3_which_notes_nothing(self, submission, caplog):
+        submission(memory=state_store({})).start(STEP, 1, lambda: BODY)
+        submission(memory=state_store({})).start(STEP, 1, lambda: BODY)
+        assert "has no note" not in caplog.text
+
+
+class TestAServerThatSays401:
+    def test_may_have_lost_kubernetes_and_is_asked_again(self, submission, server):
+        server.fault("status-401", method="GET", path=RUN, times=2)
+        assert submission().start(STEP, 1, lambda: BODY).run_id == RUN
+
+    def test_to_the_end_is_told_as_that(self, submission, server):
+        server.fault("status-401", method="GET", path=RUN, times=99)
+        with pytest.raises(UnauthorizedError):
+            submission(patience_s=0.5).start(STEP, 1, lambda: BODY)
+        assert len([each for each in server.requests if each.status == 401]) > 1
+        assert workflows(server) == 0
+
+
 class TestAKill:
+    @pytest.fixture(autouse=True)
+    def quickly(self, monkeypatch):
+        """A killed task has a second, in the place of the usual four."""
+        monkeypatch.setattr(kfp_submission, "STOP_WITHIN_S", 1.0)
+
     def test_in_the_middle_of_the_create_stops_what_it_has_started(self, submission, server):
         server.fault("slow", method="POST", path="runs$", seconds=1.0)
         killed = submission()
@@ -308,7 +441,7 @@ class TestWithACarrier:
         assert workflows(server) == 1
 
     def test_a_crash_between_the_carrier_and_the_run_leaves_one_of_each(self, submission, server, body, catalog):
-        submission(exactly_once="carrier")._carrier(RUN, body)
+        submission(exactly_once="carrier")._carriers.find_or_make(RUN, body)
         assert submission(exactly_once="carrier").start(STEP, 1, lambda: body).run_id == RUN
         assert len(catalog.carriers(RUN)) == 1
         assert workflows(server) == 1
@@ -320,6 +453,67 @@ class TestWithACarrier:
         tried.clean_up(RUN)
         assert catalog.carriers(RUN) == []
         assert tried.look(RUN).state is RunState.SUCCEEDED
+
+    def test_an_outage_is_not_taken_for_the_time_that_the_agent_needs(self, submission, server, body):
+        def then_the_server_goes_away():
+            server.fault("lost-between")
+            server.fault("status-503", method="GET", path=RUN, times=4)
+            threading.Thread(target=report_after_it, daemon=True).start()
+            return body
+
+        def report_after_it():
+            while not [each for each in server.requests if each.status == 503]:
+                time.sleep(0.01)
+            while server.requests[-1].status != 404:
+                time.sleep(0.01)
+            time.sleep(0.3)
+            server.report(RUN, "RUNNING")
+
+        run = submission(exactly_once="carrier", settle_s=0.8).start(STEP, 1, then_the_server_goes_away)
+        assert (run.run_id, run.state) == (RUN, RunState.RUNNING)
+        assert workflows(server) == 1
+
+    def test_a_server_that_goes_away_again_and_again_proves_nothing(self, submission, server, body, monkeypatch):
+        monkeypatch.setattr(kfp_submission, "SLOW_S", 0.0)  # each answer is the first after an outage
+        server.fault("lost-between")
+        with pytest.raises(RemoteUnavailableError, match="A retry looks again"):
+            submission(exactly_once="carrier", settle_s=0.2, patience_s=0.2).start(STEP, 1, lambda: body)
+        assert workflows(server) == 1
+        server.report(RUN, "RUNNING")
+        assert submission(exactly_once="carrier").start(STEP, 1, lambda: body).run_id == RUN
+
+    def test_a_run_whose_carrier_is_gone_is_not_repeated(self, submission, server, body):
+        ended = submission(exactly_once="carrier")
+        ended.start(STEP, 1, lambda: body)
+        server.finish(RUN, "FAILED")
+        ended.clean_up(RUN)
+        for _ in range(2):
+            assert submission(exactly_once="carrier", on_retry="resume").start(STEP, 1, lambda: body).run_id == RENEWED
+        assert {each.run_id: each.state for each in server.runs} == {RUN: "FAILED", RENEWED: "PENDING"}
+
+    @pytest.mark.parametrize("clears", [1, 3])
+    @pytest.mark.parametrize("stop", [True, False])
+    def test_of_a_run_that_was_given_up_it_is_deleted_with_the_next(self, submission, server, body, catalog, clears, stop):
+        killed = submission(exactly_once="carrier")
+        killed.start(STEP, 1, lambda: body)
+        killed.stop_at_once()
+        tried = submission(exactly_once="carrier", stop_replaced=stop)
+        run = tried.start(STEP, clears, lambda: body)
+        tried.clean_up(run.run_id)
+        assert len(catalog.carriers(RUN)) == 1  # its run is still CANCELING
+        server.report(RUN)
+        tried.clean_up(run.run_id)
+        assert catalog.carriers(RUN) == []
+        assert tried.notes.left == []
+
+    def test_of_a_run_that_a_clear_left_running_it_is_deleted_when_that_is_over(self, submission, server, body, catalog):
+        submission(exactly_once="carrier").start(STEP, 1, lambda: body)
+        tried = submission(exactly_once="carrier", stop_replaced=False)
+        tried.start(STEP, 3, lambda: body)
+        server.finish(RUN)
+        server.finish(AFTER_A_CLEAR)
+        tried.clean_up(AFTER_A_CLEAR)
+        assert (catalog.carriers(RUN), catalog.carriers(AFTER_A_CLEAR)) == ([], [])
 
 
 class TestWhatIsRefused:

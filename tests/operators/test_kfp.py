@@ -9,17 +9,21 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pendulum
 import pytest
 from airflow.sdk import DAG, task
+from airflow.sdk.exceptions import TaskDeferred
 
 from airflow_ml_provider.exceptions import ConfigError
-from airflow_ml_provider.models.kfp import KfpRunOptions
+from airflow_ml_provider.models.kfp import KfpRunOptions, WaitOutcome
 from airflow_ml_provider.operators.kfp import KfpRunPipelineOperator
 from airflow_ml_provider.testing import FakeKfpServer
 from tests.airflow_runs import Outcome
+from tests.jobs.conftest import SPEC, Store
 
 START = pendulum.datetime(2024, 1, 1)
 CHURN = str(Path(__file__).parents[2] / "dags/pipelines/churn.yaml")
@@ -43,6 +47,12 @@ def wait_for(look: Callable[[], Any]) -> None:
     end = time.monotonic() + 30
     while not look() and time.monotonic() < end:
         time.sleep(0.05)
+
+
+def start_inline(server: FakeKfpServer) -> str:
+    """Start a run on the server."""
+    body = {"display_name": "theirs", "pipeline_spec": SPEC}
+    return str(httpx.post(f"{server.url}/apis/v2beta1/runs", json=body).raise_for_status().json()["run_id"])
 
 
 @pytest.fixture
@@ -137,11 +147,20 @@ class TestARun:
         night()
         night(run_name="again")
         uploads = [each for each in server.requests if "upload" in each.path]
-        assert [each.path.rpartition("/")[2] for each in uploads] == ["upload", "upload_version"]
+        assert [each.path.rpartition("/")[2] for each in uploads] == ["upload"]
 
     def test_can_carry_its_whole_spec(self, night, server):
         assert night(options=QUICK.model_copy(update={"register_package": False})).xcom("read") == "SUCCEEDED"
         assert not [each for each in server.requests if "upload" in each.path]
+
+    def test_of_a_registered_pipeline_can_have_a_carrier_whatever_is_said_of_packages(self, night, server, said):
+        night()
+        once = {"exactly_once": "carrier", "options": KfpRunOptions(poll_interval_s=0.1, settle_s=10, register_package=False)}
+        assert night(pipeline="{{ 'churn' }}", **once).xcom("read") == "SUCCEEDED"
+        before = len(server.workflows)
+        assert night(pipeline="{{ 'pipelines/' }}churn.{{ 'yaml' }}", **once).task("train") == "failed"
+        assert "needs a registered version" in said()
+        assert len(server.workflows) == before
 
     def test_of_a_registered_pipeline_is_checked_against_its_spec(self, night, server, said):
         night()
@@ -169,6 +188,67 @@ class TestTheSecondTry:
             Crashing(task_id="train", pipeline=str(package), arguments=DAY, options=QUICK, deferrable=False, **pause)
         assert run_dag(made, logical_date=START).state == "success"
         assert len(server.workflows) == 1
+
+    def test_keeps_the_deadline_of_a_run_that_had_ended_and_goes_on(self, run_dag, unique, server):
+        server.auto(None)
+        again = []
+
+        class Repeated(KfpRunPipelineOperator):
+            """Is told of an end, after which somebody repeats the run."""
+
+            def _look_again(self, submission, told):
+                if not again:
+                    again.append(server.report(told.run_id, "RUNNING"))
+                return super()._look_again(submission, told)
+
+        def finish():
+            wait_for(lambda: server.runs)
+            time.sleep(2)
+            server.finish(server.runs[0].run_id, "FAILED")
+
+        threading.Thread(target=finish, daemon=True).start()
+        with DAG(unique, schedule=None, start_date=START) as made:
+            limit = {"timeout": timedelta(seconds=3), "deferrable": False}
+            Repeated(task_id="train", pipeline=CHURN, arguments=DAY, options=QUICK, **limit)
+        assert run_dag(made, logical_date=START).state == "failed"
+        created = next(each.at for each in server.requests if each.method == "POST" and each.path.endswith("/runs"))
+        stopped = next(each.at for each in server.requests if each.path.endswith(":terminate"))
+        assert stopped - created < 4
+        assert again
+
+    def test_is_deferred_again_with_the_same_deadline(self, server):
+        run_id = start_inline(server)
+        event = WaitOutcome(run_id=run_id, outcome="ended", state="FAILED", deadline=12345.0).model_dump(mode="json")
+        train = KfpRunPipelineOperator(task_id="train", pipeline=CHURN, timeout=timedelta(hours=1), deferrable=True)
+        with pytest.raises(TaskDeferred) as deferred:
+            train.execute_complete({"ti": SimpleNamespace(try_number=1, max_tries=0), "task_state_store": Store()}, event)
+        assert deferred.value.trigger.deadline == 12345.0
+
+    @pytest.mark.parametrize("deferrable", [False, True])
+    @pytest.mark.parametrize("retries", [0, 1])
+    def test_that_was_stopped_leaves_no_carrier(self, run_dag, unique, server, deferrable, retries):
+        server.auto(seconds=3)  # it ends so long after it was told to stop
+        once = {"exactly_once": "carrier", "options": KfpRunOptions(poll_interval_s=0.1, settle_s=10)}
+        limit = {"timeout": timedelta(seconds=1), "retries": retries, "retry_delay": timedelta(0)}
+        with DAG(unique, schedule=None, start_date=START) as made:
+            KfpRunPipelineOperator(task_id="train", pipeline=CHURN, arguments=DAY, deferrable=deferrable, **once, **limit)
+        assert run_dag(made, logical_date=START).state == "failed"
+        assert [str(each.state) for each in server.runs] == ["FAILED"] * (retries + 1)
+        assert not server.store.recurring
+
+    def test_that_was_deleted_leaves_no_carrier(self, run_dag, unique, server):
+        server.auto(None)
+        once = {"exactly_once": "carrier", "options": KfpRunOptions(poll_interval_s=0.1, settle_s=10)}
+
+        def delete():
+            wait_for(lambda: server.runs)
+            httpx.delete(f"{server.url}/apis/v2beta1/runs/{server.runs[0].run_id}").raise_for_status()
+
+        threading.Thread(target=delete, daemon=True).start()
+        with DAG(unique, schedule=None, start_date=START) as made:
+            KfpRunPipelineOperator(task_id="train", pipeline=CHURN, arguments=DAY, deferrable=False, **once)
+        assert run_dag(made, logical_date=START).state == "failed"
+        assert not server.store.recurring
 
     def test_of_a_failed_run_keeps_its_carrier_which_owns_the_workflow(self, run_dag, unique, server):
         server.auto(seconds=1.2, state="FAILED")  # stamps are whole seconds: two ends in one could be one report that came twice
@@ -207,6 +287,9 @@ class TestBadInput:
         [
             ("absent", "has no pipeline 'absent'"),
             ("churn@v9", "has no pipeline 'churn'"),
+            ("churn\N{ROCKET}", "the pipeline's name, 'churn\\U0001f680', holds"),
+            ("churn@v\N{ROCKET}", "the version's name, 'v\\U0001f680', holds"),
+            ("x" * 129, "takes 129 bytes in UTF-8; the server takes 128"),
             ("pipelines/absent.yaml", "pipelines/absent.yaml"),
         ],
     )
@@ -240,7 +323,8 @@ class TestAServerThatIsAway:
         assert night().xcom("read") == "SUCCEEDED"
 
     @pytest.mark.parametrize("deferrable", [False, True])
-    def test_for_longer_fails_the_task_and_the_run_goes_on(self, night, server, said, deferrable):
+    def test_for_longer_fails_the_task_and_the_run_goes_on(self, night, server, said, deferrable, monkeypatch):
+        monkeypatch.setenv("AIRFLOW__ML__PATIENCE_S", "1")
         server.auto(seconds=None)
         cut = threading.Thread(target=lambda: (wait_for(lambda: server.workflows), time.sleep(1.5), server.down()))
         cut.start()

@@ -108,9 +108,9 @@ class TestAnUpload:
         digest = package_of().digest
         assert result == {
             "version": 1,
-            "pipeline": f"one-step@sha256-{digest[:16]}",
+            "pipeline": "one-step@one-step",
             "name": "one-step",
-            "version_name": f"sha256-{digest[:16]}",
+            "version_name": "one-step",
             "pipeline_id": result["pipeline_id"],
             "pipeline_version_id": result["pipeline_version_id"],
             "digest": digest,
@@ -127,6 +127,9 @@ class TestAnUpload:
 
     def test_survives_what_the_server_loses(self, do, server, package):
         server.fault("lost-after", method="POST", path="upload$")
+        assert do(KfpUploadPipelineOperator, package=package).task("it") == "success"
+        assert (len(server.store.pipelines), len(server.store.versions)) == (1, 1)
+        Path(package).write_bytes(package_of("busybox:1.37").text)
         server.fault("status-503", method="POST", path="upload_version$")
         assert do(KfpUploadPipelineOperator, package=package).task("it") == "success"
         assert (len(server.store.pipelines), len(server.store.versions)) == (1, 2)
@@ -538,6 +541,12 @@ class TestSwitchingARecurringRun:
         assert "2 recurring runs are named 'nightly'" in said()
         assert do(KfpRecurringRunOperator, name="nightly", action="disable").task("it") == "success"
         assert not any(each.enabled for each in server.store.recurring.values())
+
+    def test_of_a_name_that_none_can_have_is_refused_at_once(self, do, server, said):
+        before = len(server.requests)
+        assert do(KfpRecurringRunOperator, name="nightly \N{ROCKET}", action="disable").task("it") == "failed"
+        assert "takes 4 bytes in UTF-8" in said()
+        assert len(server.requests) == before
 
     @pytest.mark.parametrize("which", [{"name": "absent"}, {"recurring_run_id": NOWHERE}])
     def test_of_one_that_is_not_there_fails_and_says_so(self, do, said, which):

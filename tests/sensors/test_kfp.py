@@ -16,10 +16,14 @@ from airflow.sdk import DAG
 from airflow.sdk.exceptions import TaskDeferred
 
 from airflow_ml_provider.config import Settings
+from airflow_ml_provider.core import polling
+from airflow_ml_provider.core.kfp_package import read_package
 from airflow_ml_provider.exceptions import ConfigError, RemoteJobError, RemoteUnavailableError
 from airflow_ml_provider.hooks.kfp import KfpApi
-from airflow_ml_provider.hooks.kfp_server import KfpServer
+from airflow_ml_provider.hooks.kfp_server import BearerAuth, KfpServer
+from airflow_ml_provider.jobs import kfp_wait
 from airflow_ml_provider.jobs.kfp import KfpJobs
+from airflow_ml_provider.jobs.kfp_catalog import KfpCatalog
 from airflow_ml_provider.models.kfp import RunState, WaitOutcome
 from airflow_ml_provider.sensors.kfp import STUCK_S, KfpRunSensor
 from airflow_ml_provider.testing import FakeKfpServer
@@ -75,6 +79,13 @@ def wait(run_dag: Callable[..., Outcome], unique: str, server: FakeKfpServer) ->
 @pytest.fixture
 def said(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
     return lambda: caplog.text + capsys.readouterr().out
+
+
+@pytest.fixture
+def quickly_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second look, which proves that a run is gone, comes after one second; tests/core has the ten."""
+    for module in (polling, kfp_wait):
+        monkeypatch.setattr(module, "CONFIRM_S", 1.0)
 
 
 @pytest.fixture
@@ -136,14 +147,39 @@ class TestARun:
         server.finish(run_id, "FAILED")
         assert wait(run_id=run_id, **way, **{option: True}).task("wait") == "skipped"
 
-    def test_that_is_gone_fails_the_task(self, wait, said):
+    def test_that_is_gone_fails_the_task(self, wait, said, quickly_gone):
         assert wait(run_id=NOWHERE, deferrable=False).task("wait") == "failed"
         assert f"has no run {NOWHERE}: it was deleted there. Its end is not known" in said()
 
-    def test_that_is_deleted_while_it_is_waited_for_fails_the_task(self, wait, jobs, run_id, later, said):
+    def test_that_is_deleted_while_it_is_waited_for_fails_the_task(self, wait, jobs, run_id, later, said, quickly_gone):
         later(1, jobs.delete, run_id)
         assert wait(run_id=run_id, deferrable=True).task("wait") == "failed"
         assert "was deleted there" in said()
+
+    def test_of_another_namespace_is_not_told_as_deleted(self, wait, said, quickly_gone, monkeypatch):
+        with FakeKfpServer(multi_user=True, tokens={"t": "ada"}) as server:
+            server.auto(None)
+            with KfpApi(KfpServer("c", server.url, namespace="a", auth=BearerAuth(token="t")), Settings(http_retries=0)) as api:
+                catalog = KfpCatalog(api)
+                version = catalog.upload(read_package(json.dumps(SPEC), source="one.json"))
+                body = {"pipeline_version_reference": version.reference, "experiment_id": catalog.experiment_id("e")}
+                run_id = KfpJobs(api).submit(body | {"display_name": "theirs"}).run_id
+            connection = {"conn_type": "kfp", "host": server.url, "password": "t"}
+            monkeypatch.setenv(
+                "AIRFLOW_CONN_KFP_DEFAULT", json.dumps(connection | {"extra": {"auth": "bearer", "namespace": "b"}})
+            )
+            assert wait(run_id=run_id, deferrable=True, retries=1).task("wait") == "failed"
+            assert "is on the server, but not among the runs of namespace 'b'. Give namespace=" in said()
+            assert "was deleted there" not in said().split("RemoteJobError")[-1]
+            event = WaitOutcome(run_id=run_id, outcome="gone").model_dump(mode="json")
+            server.finish(run_id)
+            found = KfpRunSensor(task_id="wait", run_id=run_id, deferrable=True).execute_complete({}, event)
+            assert (found["run_id"], found["state"]) == (run_id, "SUCCEEDED")
+
+    def test_is_asked_for_whatever_another_release_says_of_it(self, server, run_id):
+        server.finish(run_id)
+        event = {"version": 9, "run_id": run_id, "outcome": "finished", "state": "FINE", "stopped": None}
+        assert KfpRunSensor(task_id="wait", run_id=run_id).execute_complete({}, event)["state"] == "SUCCEEDED"
 
     def test_that_will_never_be_reported_is_given_up_over_reschedules(self, server, jobs, run_id):
         sensor = KfpRunSensor(task_id="wait", run_id=run_id, deferrable=False, mode="reschedule")
@@ -209,10 +245,11 @@ class TestAServer:
         assert wait(run_id=run_id, **way).task("wait") == "success"
 
     @IN_PLACE
-    def test_that_stays_away_fails_the_task_even_if_it_may_fail(self, wait, server, run_id, way, said):
+    def test_that_stays_away_fails_the_task_even_if_it_may_fail(self, wait, server, run_id, way, said, monkeypatch):
+        monkeypatch.setenv("AIRFLOW__ML__PATIENCE_S", "1")
         server.down()
         assert wait(run_id=run_id, **way, soft_fail=True).task("wait") == "failed"
-        assert "patience 4 s" in said()
+        assert "patience 1 s" in said()
         assert wait(run_id=run_id, **way, never_fail=True).task("wait") == "skipped"
 
 

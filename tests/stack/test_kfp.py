@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import re
-import signal
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
-from airflow_ml_provider.testing import Workflow
 from tests.stack.conftest import Site, until
+from tests.stack.kfp_case import CREATE, ONE_RUN, Case
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
-ONE_RUN = r"/runs/[0-9a-f-]{36}$"
-CREATE = r"/apis/v2beta1/runs$"
 EITHER = [pytest.param("kfp_waits", marks=pytest.mark.full), "kfp_defers"]
 """Both ways of waiting, where the fault strikes before it makes a difference."""
 
@@ -26,56 +20,6 @@ def _no_faults_left(site: Site) -> Iterator[None]:
     yield
     site.kfp.up()
     site.kfp.clear_faults()
-
-
-class Case:
-    """One DAG run, and what it has started on the server."""
-
-    def __init__(self, site: Site, dag_id: str) -> None:
-        self.site, self.dag_id = site, dag_id
-        self.before = {each.name for each in site.kfp.workflows}
-        self.asked = len(site.kfp.requests)
-        self.run_id = site.start(dag_id)
-
-    @property
-    def workflows(self) -> list[Workflow]:
-        return [each for each in self.site.kfp.workflows if each.name not in self.before]
-
-    @property
-    def state(self) -> tuple[str, int]:
-        return self.site.task_state(self.dag_id, self.run_id, "run")
-
-    def started(self) -> Workflow:
-        return until("a workflow", lambda: self.workflows)[-1]
-
-    def waiting(self) -> Workflow:
-        """Wait until the task has handed the run over to the triggerer, or polls it itself."""
-        found = self.started()
-        if self.dag_id == "kfp_waits":
-            until("a poll", lambda: self.was_asked("GET", ONE_RUN, after=found.created_at + 1))
-        else:
-            until("deferred", lambda: self.state[0] == "deferred")
-            now = time.time()
-            until("the triggerer's question", lambda: self.was_asked("GET", r"/runs$", after=now))
-            until("the executor's word", lambda: self.site.heard(self.run_id, "run"))
-        return found
-
-    def was_asked(self, method: str, path: str, after: float = 0.0) -> bool:
-        new = self.site.kfp.requests[self.asked :]
-        return any(each.method == method and re.search(path, each.path) and each.at >= after for each in new)
-
-    def kill_worker(self) -> None:
-        os.kill(until("the worker", lambda: self.site.worker(self.dag_id, self.run_id, "run")), signal.SIGKILL)
-
-    def ends(self, state: str = "success") -> None:
-        assert self.site.finish(self.dag_id, self.run_id) == state
-
-    def result(self) -> Any:
-        return self.site.airflow.xcom(self.dag_id, self.run_id, "run")
-
-    def creates(self) -> int:
-        new = self.site.kfp.requests[self.asked :]
-        return sum(each.method == "POST" and bool(re.search(CREATE, each.path)) for each in new)
 
 
 @pytest.mark.parametrize("dag_id", ["kfp_waits", "kfp_defers"])
@@ -98,7 +42,7 @@ def test_a_failure_is_retried_in_the_same_run_and_names_the_task(site: Site) -> 
     site.kfp.finish(workflow.run_id)
     case.ends()
     assert {each.run_id for each in case.workflows} == {workflow.run_id}
-    log = str(site.airflow.call("GET", f"/dags/kfp_defers/dagRuns/{case.run_id}/taskInstances/run/logs/1"))
+    log = case.log()
     assert "Task step FAILED" in log
     assert "Killed: out of memory" in log
 
@@ -171,31 +115,6 @@ def test_a_killed_scheduler_loses_no_run(site: Site) -> None:
     assert (len(case.workflows), case.creates()) == (1, 1)
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("point", ["before it submits", "between the create and its answer", "while it reads the result"])
-def test_a_scheduler_killed_at_any_point_loses_and_doubles_nothing(site: Site, point: str) -> None:
-    if point == "before it submits":
-        site.kfp.fault("slow", method="GET", path=ONE_RUN, seconds=6)
-    if point == "between the create and its answer":
-        site.kfp.fault("hang-after", method="POST", path=CREATE, seconds=6)
-    case = Case(site, "kfp_defers")
-    if point == "before it submits":
-        until("the question before the create", lambda: case.was_asked("GET", ONE_RUN))
-    elif point == "between the create and its answer":
-        case.started()
-    else:
-        workflow, now = case.waiting(), time.time()
-        site.kfp.fault("slow", method="GET", path=ONE_RUN, seconds=6)
-        site.kfp.finish(workflow.run_id)
-        until("the last question", lambda: case.was_asked("GET", ONE_RUN, after=now))
-    site.stack.kill("scheduler", whole=False)
-    site.stack.restart("scheduler", keep_orphans=True)
-    if point != "while it reads the result":
-        site.kfp.finish(case.started().run_id)
-    case.ends()
-    assert (len(case.workflows), case.creates()) == (1, 1)
-
-
 @pytest.mark.parametrize("dag_id", ["kfp_waits", "kfp_defers"])
 def test_a_mark_as_failed_stops_the_run(site: Site, dag_id: str) -> None:
     case = Case(site, dag_id)
@@ -243,7 +162,7 @@ def test_a_run_that_takes_too_long_is_stopped_and_told_as_ours(site: Site) -> No
     until("the terminate", lambda: case.was_asked("POST", f"{workflow.run_id}:terminate$"), 60)
     site.kfp.report(workflow.run_id)
     case.ends("failed")
-    log = str(site.airflow.call("GET", f"/dags/kfp_hurried/dagRuns/{case.run_id}/taskInstances/run/logs/1"))
+    log = case.log()
     assert "was stopped by this task" in log
 
 

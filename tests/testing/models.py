@@ -29,8 +29,6 @@ MODELS: tuple[tuple[str, str, str], ...] = (
     ("POST", "recurringruns", "V2beta1RecurringRun"),
     ("GET", "recurringruns/[^/]*", "V2beta1RecurringRun"),
 )
-NOT_IN_THE_MODEL = {"commit_sha", "tag_name"}
-"""Of healthz; kfp-server-api 2.17.3 shows only the other two, as the recordings say."""
 
 
 class _Body:
@@ -65,7 +63,7 @@ def _unknown(where: str, value: Any, data: Any) -> list[str]:
     if not hasattr(value, "attribute_map"):
         return [f"{where}: {data!r} was not read as a time"] if isinstance(value, str) and _is_time(data) else []
     known = {alias: attribute for attribute, alias in value.attribute_map.items()}
-    found = [f"{where}.{key} is not in the model" for key in data if key not in known and key not in NOT_IN_THE_MODEL]
+    found = [f"{where}.{key} is not in the model" for key in data if key not in known]
     for key, each in data.items():
         if key in known and value.openapi_types[known[key]] != "object":
             held = getattr(value, known[key])

@@ -1,40 +1,27 @@
 """
-Walks the exchanges of a recording against the fake, and tells where the two differ.
+Walks the exchanges of a recording against the fake.
 
-Ids have names in a recording (``run-1``). The first answer that shows one ties it to the fake's id; from then on both must agree.
-What is not compared stands in :mod:`tests.testing.differences`, and nowhere else.
+What is not compared stands in :mod:`tests.testing.differences`, and nowhere else; here and in :mod:`tests.testing.comparison` it is
+applied, and noted as needed.
 """
 
 from __future__ import annotations
 
 import http.client
 import json
-import re
 import zlib
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
-import yaml
-
 from airflow_ml_provider.testing import FakeKfpServer
-from tests.testing.differences import FIELDS, NUMBERS, PARTLY, SHORTENED, SHORTENED_LISTS, TIME_TOLERANCE_S, UNCOMPARED
-from tests.testing.models import complaints
+from tests.testing import differences
+from tests.testing.comparison import HERE, TIME, Comparison, file_content, seconds
+from tests.testing.differences import NOT_READ, SENT
 
-HERE = Path(__file__).parent
-TIME = re.compile(r"20(2[6-9]|[3-9]\d)-\d\d-\d\dT\d\d:\d\d:\d\dZ")
-NAME = re.compile(
-    r"(?:experiment|pipeline|version|recurring-run|run|task|page-token|mlflow-run)-\d+|run-derived|orphan-run|[0-9a-f]{32}"
-)
-WORKFLOW = re.compile(
-    r"\b(container-no-input|pipeline-with-after|typed-parameters|concat-message)-[2456789bcdfghjklmnpqrstvwxz]{5}\b(-\d+)?"
-)
-LONG = 200_000
-"""Characters above which a text holds padding and no names, and a body is not read by the client's models (minutes otherwise)."""
+READ = {"request", "response", "note", "status", "headers", "body", "text", "no_response"}
+"""Parts of an exchange that are compared, and the note that tells a reader what it shows."""
 Step = Callable[["Replay"], None]
 
 
@@ -57,7 +44,7 @@ class Script:
     bodies: Mapping[int, Callable[[Replay], Any]] = field(default_factory=dict)
 
 
-class Replay:
+class Replay(Comparison):
     """
     One recording and one fake.
 
@@ -66,18 +53,15 @@ class Replay:
     """
 
     def __init__(self, name: str, script: Script) -> None:
+        super().__init__()
         self.name = name
         self.script = script
         self.exchanges = json.loads((HERE / "recordings" / f"{name}.json").read_text())["exchanges"]
-        self.ids: dict[str, str] = {}
         self.counts: dict[str, int] = {}
         self.time = self.first_time()
         self.server = FakeKfpServer(clock=lambda: float(self.time), **script.options)
         self.server.store.new_id = self.new_id
         self.compared = 0
-        self.left_out = ""
-        self.skipped: list[str] = []
-        self.differences: list[str] = []
 
     def new_id(self, kind: str) -> str:
         self.counts[kind] = number = self.counts.get(kind, 0) + 1
@@ -99,9 +83,20 @@ class Replay:
                 self.pass_time(number)
                 if number in self.script.before:
                     self.script.before[number](self)
+                self.read_parts(number, exchange)
                 if "request" in exchange:
                     self.one(number, exchange)
         return self
+
+    def read_parts(self, number: int, exchange: Mapping[str, Any]) -> None:
+        """Complain of a part of an exchange that is neither compared nor in the list."""
+        if "event" in exchange:
+            self.use("event")
+            return
+        there = set(exchange) | set(exchange.get("response", {}))
+        unread = {each.name for each in NOT_READ}
+        self.used |= there & unread
+        self.same(f"{self.name}[{number}]", "parts that nobody reads", set(), there - READ - unread)
 
     def pass_time(self, number: int) -> None:
         """Let the clock show what the next answer shows; it never goes back."""
@@ -115,21 +110,21 @@ class Replay:
 
     def one(self, number: int, exchange: Mapping[str, Any]) -> None:
         where = f"{self.name}[{number}]"
-        reason = UNCOMPARED.get((self.name, number)) or UNCOMPARED.get((self.name, None))
-        if reason is not None and reason.startswith("not sent"):
-            self.skipped.append(f"{where}: {reason}")
+        self.rule = rule = differences.of(self.name, number)
+        if rule is not None and not rule.sent:
+            self.use(rule)
             return
-        request = exchange["request"]
+        request, expected = exchange["request"], exchange["response"]
         status, headers, body = self.send(self.filled(number, request))
-        if status == 200 and len(body) < LONG:
-            self.differences += [f"{where}: {each}" for each in complaints(request["method"], request["path"], body)]
-        if reason is not None:
-            self.same(where, "status", exchange["response"].get("status"), status)
-            self.skipped.append(f"{where}: {reason}")
+        if status == 200:
+            self.ask_models(where, request, body)
+        if rule is not None and not rule.field:
+            self.same(where, "status", expected.get("status"), status)
+            if self.would_differ(lambda: self.compare(where, expected, status, headers, body)):
+                self.use(rule)
             return
-        self.left_out = PARTLY.get((self.name, number), ("",))[0]
         self.compared += 1
-        self.compare(where, exchange["response"], status, headers, body)
+        self.compare(where, expected, status, headers, body)
 
     def filled(self, number: int, request: Mapping[str, Any]) -> Mapping[str, Any]:
         """Put a body in the place of its description."""
@@ -172,124 +167,23 @@ class Replay:
 
     def part(self, name: str, part: Mapping[str, Any]) -> bytes:
         head = f'--cut\r\nContent-Disposition: form-data; name="{name}"; filename="{part["filename"]}"\r\n\r\n'
-        return head.encode() + _variant(part["filename"], _file(part["content"])) + b"\r\n"
+        return head.encode() + self.spoiled(part["filename"], file_content(self.replaced(part["content"]))) + b"\r\n"
 
-    def bound(self, text: str) -> str:
-        """Put the fake's ids in the place of the recording's names."""
-        names = sorted(self.ids, key=len, reverse=True)
-        if not names or len(text) > LONG:
-            return text
-        return re.sub("|".join(rf"(?<![\w-]){re.escape(each)}(?![\w-])" for each in names), lambda m: self.ids[m.group()], text)
+    def replaced(self, content: str) -> str:
+        """Name another file for one that is not there."""
+        for rule in SENT:
+            if not rule.before and f"/{rule.file}>" in content:
+                self.use(rule)
+                return content.replace(rule.file, rule.after)
+        return content
 
-    def bound_value(self, value: Any) -> Any:
-        if isinstance(value, str):
-            if value.startswith("<spec of "):
-                return yaml.safe_load(_file(value.replace("<spec of", "<content of")))
-            return self.bound(value)
-        if isinstance(value, dict):
-            return {key: self.bound_value(each) for key, each in value.items()}
-        return [self.bound_value(each) for each in value] if isinstance(value, list) else value
-
-    def compare(
-        self, where: str, expected: Mapping[str, Any], status: int | None, headers: Mapping[str, str], body: bytes
-    ) -> None:
-        if "no_response" in expected:
-            self.same(where, "status", None, status)
-            return
-        self.same(where, "status", expected["status"], status)
-        kind = (expected.get("headers") or {}).get("Content-Type")
-        self.same(where, "content type", kind, headers.get("Content-Type"))
-        if "body" not in expected:
-            self.same(where, "text", expected.get("text", ""), body.decode())
-            return
-        try:
-            found = json.loads(body)
-        except ValueError:
-            self.differences.append(f"{where}: no JSON: {body[:200]!r}")
-            return
-        self.walk(where, expected["body"], found)
-
-    def same(self, where: str, what: str, expected: Any, found: Any) -> None:
-        if expected != found:
-            self.differences.append(f"{where} {what}: recorded {expected!r}, fake {found!r}")
-
-    def walk(self, where: str, expected: Any, found: Any) -> None:
-        """Compare two values in depth."""
-        if isinstance(expected, dict) and isinstance(found, dict):
-            if set(expected) == {"keys"}:
-                self.same(where, "keys", expected["keys"], sorted(found))
-                return
-            if "states" in expected:
-                found = {
-                    "total_size": found.get("total_size"),
-                    "states": [each["storage_state"] for each in found.get("runs", [])],
-                }
-            if "has_next_page_token" in expected:
-                token = found.pop("next_page_token", "")
-                found = {**found, "has_next_page_token": bool(token)}
-            if "task_details" in expected:
-                found = {**found, **found.get("run_details", {})}
-            self.walk_object(where, expected, found)
-        elif isinstance(expected, list) and isinstance(found, list):
-            self.walk_list(where, expected, found)
-        elif isinstance(expected, str) and isinstance(found, str):
-            self.walk_text(where, expected, found)
-        elif isinstance(expected, str) and re.fullmatch(r"<\d+ (runs?|items)>", expected) and isinstance(found, list):
-            self.same(where, "length", int(re.findall(r"\d+", expected)[0]), len(found))
-        elif isinstance(expected, str) and expected.startswith("<spec of "):
-            self.same(where, "spec", self.bound_value(expected), found)
-        else:
-            self.same(where, "value", expected, found)
-
-    def walk_object(self, where: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-        may_be_more = {*SHORTENED, *(SHORTENED_LISTS if "runs" in expected else ())}
-        shortened = "run_id" in expected and "experiment_id" not in expected and "task_id" not in expected
-        for key in sorted(set(expected) | set(found)):
-            if key in FIELDS or key == self.left_out or (shortened and key not in expected):
-                continue
-            if key not in found:
-                self.differences.append(f"{where}.{key}: recorded {str(expected[key])[:200]!r}, missing in the fake")
-            elif key not in expected:
-                if key not in may_be_more:
-                    self.differences.append(f"{where}.{key}: only in the fake: {str(found[key])[:200]!r}")
-            elif key == "task_details":
-                self.walk_tasks(f"{where}.{key}", expected[key], found[key])
-            else:
-                self.walk(f"{where}.{key}", expected[key], found[key])
-
-    def walk_list(self, where: str, expected: list[Any], found: list[Any]) -> None:
-        self.same(where, "length", len(expected), len(found))
-        for number, (left, right) in enumerate(zip(expected, found, strict=False)):
-            self.walk(f"{where}[{number}]", left, right)
-
-    def walk_tasks(self, where: str, expected: Any, found: Any) -> None:
-        if isinstance(expected, str):
-            self.walk(where, expected, found)
-            return
-        whole = all(each.get("state") == "SUCCEEDED" for each in expected if WORKFLOW.fullmatch(each["display_name"]))
-        left, right = (Counter(_task(each, whole=whole) for each in side) for side in (expected, found))
-        for each in (left - right) if whole else ():
-            self.differences.append(f"{where}: task missing in the fake: {each}")
-        for each in right - left:
-            self.differences.append(f"{where}: task only in the fake: {each}")
-        self.same(where, "the fake has tasks", True, bool(found))
-
-    def walk_text(self, where: str, expected: str, found: str) -> None:
-        if TIME.fullmatch(expected) and TIME.fullmatch(found):
-            if abs(seconds(expected) - seconds(found)) > TIME_TOLERANCE_S:
-                self.differences.append(f"{where}: recorded {expected}, fake {found}")
-            return
-        if NAME.fullmatch(expected) and expected not in self.ids and found not in self.ids.values():
-            self.ids[expected] = found
-            return
-        left, right = (NUMBERS.sub("<number>", WORKFLOW.sub("<workflow>", each)) for each in (self.bound(expected), found))
-        if expected in self.ids and not expected.startswith(("page-token", "task-")):
-            left = self.ids[expected]
-        self.same(where, "text", left, right)
-
-
-def seconds(text: str) -> int:
-    return int(datetime.fromisoformat(text).astimezone(UTC).timestamp())
+    def spoiled(self, filename: str, content: bytes) -> bytes:
+        """Do to a file what only a note tells."""
+        for rule in SENT:
+            if rule.before and rule.file == filename:
+                self.use(rule)
+                return content.decode().replace(rule.before, rule.after).encode()
+        return content
 
 
 def _made(body: Any) -> Any:
@@ -299,36 +193,5 @@ def _made(body: Any) -> Any:
     return [_made(each) for each in body] if isinstance(body, list) else body
 
 
-def _task(item: Mapping[str, Any], *, whole: bool) -> tuple[Any, ...]:
-    name = WORKFLOW.sub("<workflow>", item.get("display_name", ""))
-    state = (item.get("state"), item["end_time"].startswith("0001")) if whole else ()
-    return name, *state, tuple(sorted(set(item) - {"child_tasks", "state"}))
-
-
 def _plain(value: str) -> str:
     return value.replace("<", "").replace(">", "").replace(" ", "_").replace("Bearer_", "Bearer ").replace("Basic_", "Basic ")
-
-
-VARIANTS: dict[str, tuple[str, str]] = {
-    "no_name.yaml": ("{name: container-no-input}\nroot", "{name: null}\nroot"),
-    "invalid_yaml.yaml": ("components:", "componets:"),
-    "schema9.yaml": ("schemaVersion: 2.1.0", "schemaVersion: 9.9.9"),
-    "extra.yaml": ("schemaVersion:", "extra: 1\nschemaVersion:"),
-    "badname.yaml": ("{name: container-no-input}\nroot", "{name: Bad_Näme x}\nroot"),
-    "longname.yaml": ("{name: container-no-input}\nroot", "{name: " + "a" * 200 + "}\nroot"),
-    "norootcomp.yaml": ("componentRef: {name: comp-container-no-input}", "componentRef: {name: comp-absent}"),
-}
-"""Uploads that recording 04 spoils in a way that only its notes tell, by the name of the file."""
-
-
-def _variant(filename: str, content: bytes) -> bytes:
-    before, after = VARIANTS.get(filename, ("", ""))
-    return content.decode().replace(before, after).encode() if before else content
-
-
-def _file(text: str) -> bytes:
-    match = re.fullmatch(r"<content of pipelines/(.+)>", text.replace("echo.yaml", "container_no_input.yaml"))
-    if match:
-        return (HERE / "pipelines" / match.group(1)).read_bytes()
-    sized = re.fullmatch(r"<(\d+) bytes>", text)
-    return bytes(range(256)) if sized else text.encode()

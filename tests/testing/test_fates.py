@@ -170,6 +170,50 @@ def test_deleting_a_recurring_run_takes_its_workflows_and_leaves_its_runs_waitin
     assert (state(timed, "a"), timed.workflows[0].deleted) == ("RUNNING", True)
 
 
+def test_a_workflow_whose_owner_was_deleted_outside_goes_with_it(timed: FakeKfpServer, clock: Clock) -> None:
+    timed.auto(10)
+    one, other = carrier(timed), carrier(timed)
+    for number, recurring in enumerate((one, one, other, "")):
+        create(timed, f"run-{number}", name=f"key-{number}", **({"recurring_run_id": recurring} if recurring else {}))
+    clock.now += 5
+    timed.remove_workflow(one)
+    clock.now += 100
+    assert [each.deleted for each in timed.workflows] == [True, True, False, False]
+    assert [each.state for each in timed.runs] == ["RUNNING", "RUNNING", "SUCCEEDED", "SUCCEEDED"]
+    create(timed, "late", name="late", recurring_run_id=one)  # its row is still there
+    clock.now += 100
+    assert (timed.workflows_of("late")[0].deleted, state(timed, "late")) == (True, "PENDING")
+
+
+def test_a_recurring_run_is_not_deleted_while_kubernetes_is_away(server: FakeKfpServer) -> None:
+    recurring = carrier(server)
+    create(server, "a", recurring_run_id=recurring)
+    server.lose("kubernetes")
+    assert ask(server, "DELETE", f"recurringruns/{recurring}")[0] == 500
+    server.restore()
+    assert (ask(server, "GET", f"recurringruns/{recurring}")[0], server.workflows[0].deleted) == (200, False)
+
+
+def test_an_orphan_goes_with_its_recurring_run(timed: FakeKfpServer, clock: Clock) -> None:
+    recurring = carrier(timed)
+    create(timed, "a", name="y" * 256, recurring_run_id=recurring)
+    assert len(timed.orphans) == 1
+    ask(timed, "DELETE", f"recurringruns/{recurring}")
+    timed.report("a")
+    assert (timed.orphans, timed.runs) == ([], [])
+
+
+def test_what_failed_and_has_lost_its_recurring_run_cannot_be_repeated(timed: FakeKfpServer, clock: Clock) -> None:
+    recurring = carrier(timed)
+    create(timed, "a", recurring_run_id=recurring)
+    timed.finish("a", "FAILED")
+    ask(timed, "DELETE", f"recurringruns/{recurring}")
+    timed.auto(10)
+    assert ask(timed, "POST", "runs/a:retry") == (200, {})
+    clock.now += 100
+    assert (timed.workflows[0].deleted, state(timed, "a")) == (True, "RUNNING")
+
+
 def test_two_workflows_of_one_id_write_the_same_row(server: FakeKfpServer) -> None:
     create(server, "a")
     assert create(server, "a")[0] == 500

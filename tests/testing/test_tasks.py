@@ -9,7 +9,8 @@ import yaml
 
 from airflow_ml_provider.testing import FakeKfpServer
 from tests.testing.asking import ask
-from tests.testing.replay import HERE, WORKFLOW
+from tests.testing.differences import WORKFLOW
+from tests.testing.replay import HERE
 
 RECORDED = json.loads((HERE / "recordings" / "95-real-execution.json").read_text())["exchanges"]
 
@@ -18,7 +19,7 @@ def shape(details: list[dict[str, Any]]) -> list[tuple[str, str | None, bool, in
     """Name, state, whether it has ended, and how many come after it; the launcher's item of the cache has no name."""
     return sorted(
         (
-            WORKFLOW.sub("<workflow>", each["display_name"]),
+            WORKFLOW.pattern.sub(WORKFLOW.word, each["display_name"]),
             each.get("state", ""),
             each["end_time"].startswith("0001"),
             len(each.get("child_tasks", [])),

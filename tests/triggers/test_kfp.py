@@ -5,15 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import uuid
 from typing import Any
 
 import pytest
 from blockbuster import blockbuster_ctx
 
+from airflow_ml_provider.core import polling
+from airflow_ml_provider.core.kfp_package import read_package
 from airflow_ml_provider.hooks.kfp import KfpHook
+from airflow_ml_provider.jobs import kfp_wait
+from airflow_ml_provider.jobs.kfp_catalog import KfpCatalog
 from airflow_ml_provider.models.kfp import WaitOutcome
 from airflow_ml_provider.testing import FakeKfpServer
 from airflow_ml_provider.triggers import kfp as module
+from airflow_ml_provider.triggers import kfp_stop
 from airflow_ml_provider.triggers.kfp import KfpRunTrigger
 from airflow_ml_provider.triggers.kfp_poller import KfpPoller
 
@@ -31,6 +37,52 @@ def start_run(name: str = "train") -> str:
     """Start a run on the server of the connection."""
     with KfpHook().api() as api:
         return str(api.post("/apis/v2beta1/runs", {"display_name": name, "pipeline_spec": SPEC})["run_id"])
+
+
+def start_in(conn_id: str) -> str:
+    """Start a run in the namespace of a connection."""
+    with KfpHook(conn_id).api() as api:
+        experiment = KfpCatalog(api).experiment_id("e")
+        version = KfpCatalog(api).upload(read_package(json.dumps(SPEC), source="one.json"))
+        body = {"display_name": "n", "pipeline_version_reference": version.reference, "experiment_id": experiment}
+        return str(api.post("/apis/v2beta1/runs", body)["run_id"])
+
+
+def start_with_carrier() -> tuple[str, str]:
+    """Start a run as the operator does with exactly_once="carrier"; the ids of both."""
+    run_id = str(uuid.uuid4())
+    with KfpHook().api() as api:
+        catalog = KfpCatalog(api)
+        version = catalog.upload(read_package(json.dumps(SPEC), source="one.json")).reference
+        body = {"pipeline_version_reference": version, "experiment_id": catalog.experiment_id("e")}
+        carrier = catalog.create_recurring_run(
+            body | {"display_name": run_id, "max_concurrency": "1", "mode": "DISABLE", "no_catchup": True}
+        )
+        api.post("/apis/v2beta1/runs", body | {"display_name": "n", "run_id": run_id, "recurring_run_id": carrier})
+    return run_id, carrier
+
+
+def wait_for(look: Any) -> None:
+    """Look until there is something to see."""
+    end = time.monotonic() + 10
+    while not look():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def carriers() -> list[str]:
+    with KfpHook().api() as api:
+        return [each["recurring_run_id"] for each in api.get("/apis/v2beta1/recurringruns").get("recurringRuns") or ()]
+
+
+@pytest.fixture
+def told_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Airflow says that the task was marked as failed."""
+
+    async def state(*_: Any) -> str:
+        return "failed"
+
+    monkeypatch.setattr(module, "task_state", state)
 
 
 async def events_of(trigger: KfpRunTrigger) -> list[dict[str, Any]]:
@@ -68,13 +120,15 @@ def test_an_end_is_one_event_of_plain_json(kfp: FakeKfpServer, state: str) -> No
         "state": state,
         "stopped": False,
         "message": f"Run {run_id} ended as {state}.",
+        "deadline": None,
     }
 
 
 def test_at_the_deadline_the_run_is_stopped_and_the_event_says_so(kfp: FakeKfpServer) -> None:
     run_id = start_run()
-    (event,) = watch(quick(run_id, deadline=time.time() + 0.8))
-    assert (event["outcome"], event["stopped"]) == ("deadline", True)
+    deadline = time.time() + 0.8
+    (event,) = watch(quick(run_id, deadline=deadline))
+    assert (event["outcome"], event["stopped"], event["deadline"]) == ("deadline", True, deadline)
     assert [each for each in kfp.requests if each.path.endswith(f"{run_id}:terminate")]
     assert WaitOutcome.model_validate(event).stopped
 
@@ -94,8 +148,6 @@ def test_what_ended_just_before_its_deadline_has_ended(kfp: FakeKfpServer) -> No
 
 
 def test_a_terminate_that_the_server_refuses_is_told(kfp: FakeKfpServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    from airflow_ml_provider.jobs import kfp_wait
-
     monkeypatch.setattr(kfp_wait, "STOP_PAUSES_S", (0.05, 0.05))
     run_id = start_run()
     kfp.fault("status-500", method="POST", path="terminate", times=9)
@@ -103,6 +155,112 @@ def test_a_terminate_that_the_server_refuses_is_told(kfp: FakeKfpServer, monkeyp
     assert (event["outcome"], event["stopped"]) == ("deadline", False)
     assert "could not be terminated and may go on" in event["message"]
     assert len([each for each in kfp.requests if "terminate" in each.path]) == 3
+
+
+def test_many_stops_that_the_server_does_not_answer_are_told_in_time(kfp: FakeKfpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kfp_stop, "STOP_WITHIN_S", 2.0)
+    run_ids = [start_run(str(number)) for number in range(30)]
+    kfp.fault("slow", method="POST", path="terminate", times=999, seconds=0.7)
+    kfp.lose("kubernetes")
+    deadline = time.time() + 0.5
+
+    async def main() -> list[list[dict[str, Any]]]:
+        return await asyncio.gather(*(events_of(quick(each, deadline=deadline)) for each in run_ids))
+
+    events = asyncio.run(main())
+    assert time.time() - deadline < 8
+    assert {(each["outcome"], each["stopped"]) for (each,) in events} == {("deadline", False)}
+    assert all("could not be terminated and may go on" in each["message"] for (each,) in events)
+
+
+def test_after_two_stops_that_failed_the_next_is_tried_once_and_one_that_works_ends_that(
+    kfp: FakeKfpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kfp_wait, "STOP_PAUSES_S", (0.05, 0.05))
+    run_ids = [start_run(str(number)) for number in range(6)]
+    kfp.fault("status-500", method="POST", path="terminate", times=7)
+
+    def tries() -> list[int]:
+        return [len([each for each in kfp.requests if each.path.endswith(f"{run_id}:terminate")]) for run_id in run_ids]
+
+    async def main() -> list[str | None]:
+        problems = [await kfp_stop.stop("kfp_default", "", each, within_s=30) for each in run_ids[:4]]
+        kfp.fault("status-500", method="POST", path="terminate", times=2)
+        return [*problems, await kfp_stop.stop("kfp_default", "", run_ids[4], within_s=30)]
+
+    problems = asyncio.run(main())
+    assert tries() == [3, 3, 1, 1, 3, 0]
+    assert [each is None for each in problems] == [False, False, False, True, True]
+
+
+def test_a_server_that_hangs_does_not_hold_up_the_stops_of_another(kfp: FakeKfpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_ids = [start_run(str(number)) for number in range(6)]
+    with FakeKfpServer() as other:
+        monkeypatch.setenv("AIRFLOW_CONN_OTHER", json.dumps({"conn_type": "kfp", "host": other.url}))
+        kfp.fault("slow", method="POST", path="terminate", times=99, seconds=2)
+
+        async def main() -> float:
+            others = [asyncio.create_task(kfp_stop.stop("kfp_default", "", each, within_s=9)) for each in run_ids]
+            await asyncio.sleep(0.3)
+            begun = time.monotonic()
+            await kfp_stop.stop("other", "", "absent", within_s=9)
+            took = time.monotonic() - begun
+            await asyncio.gather(*others)
+            return took
+
+        assert asyncio.run(main()) < 1.5
+
+
+def test_a_run_that_no_list_has_is_looked_for_by_its_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(polling, "CONFIRM_S", 0.5)
+    with FakeKfpServer(multi_user=True, tokens={"t": "ada"}) as server:
+        server.auto(None)
+        for name, namespace in (("mine", "a"), ("wrong", "b")):
+            extra = {"auth": "bearer", "namespace": namespace}
+            connection = {"conn_type": "kfp", "host": server.url, "password": "t", "extra": extra}
+            monkeypatch.setenv(f"AIRFLOW_CONN_{name.upper()}", json.dumps(connection))
+        run_id = start_in("mine")
+        (event,) = watch(quick(run_id, kfp_conn_id="wrong", namespace="b"))
+        assert (event["outcome"], event["state"]) == ("gone", "PENDING")
+        assert "has run" in event["message"]
+        assert "namespace 'b'" in event["message"]
+        (event,) = watch(quick(run_id, kfp_conn_id="wrong", namespace="b"), then=lambda: server.finish(run_id))
+        assert (event["outcome"], event["state"]) == ("ended", "SUCCEEDED")
+
+
+class TestACarrier:
+    def test_goes_when_a_run_has_ended_whose_task_was_marked_failed(self, kfp: FakeKfpServer, told_state: None) -> None:
+        run_id, carrier = start_with_carrier()
+        trigger = quick(run_id, carrier=True)
+
+        async def main() -> None:
+            killed = asyncio.create_task(trigger.on_kill())
+            await asyncio.to_thread(wait_for, lambda: kfp.runs[0].state == "CANCELING")
+            await asyncio.sleep(1.5)
+            assert carriers() == [carrier], "without it nobody would report the end"
+            await asyncio.to_thread(kfp.finish, run_id, "FAILED")
+            await killed
+
+        asyncio.run(main())
+        assert carriers() == []
+        assert KfpPoller._all == {}
+
+    def test_stays_when_the_run_does_not_end(
+        self, kfp: FakeKfpServer, told_state: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr(kfp_stop, "END_WITHIN_S", 0.5)
+        run_id, carrier = start_with_carrier()
+        asyncio.run(quick(run_id, carrier=True).on_kill())
+        assert carriers() == [carrier]
+        assert f"Run {run_id} was stopped and has not ended" in caplog.text
+
+    def test_is_left_to_the_operator_at_the_deadline_when_the_run_has_ended(self, kfp: FakeKfpServer) -> None:
+        run_id, _ = start_with_carrier()
+        kfp.auto(1)
+        kfp.engine.plan(kfp.store.clock() + 3, lambda _: kfp.finish(run_id, "FAILED"))
+        (event,) = watch(quick(run_id, carrier=True, deadline=time.time() + 0.5))
+        assert (event["outcome"], event["stopped"]) == ("deadline", True)
+        assert kfp.runs[0].state == "FAILED"
 
 
 def test_a_server_that_is_away_longer_than_the_patience_is_an_event(kfp: FakeKfpServer) -> None:
@@ -126,6 +284,7 @@ def test_what_is_stored_makes_the_same_trigger_and_holds_no_secret(kfp: FakeKfpS
         deadline=1.5,
         patience_s=7,
         leave_running=("clear",),
+        carrier=True,
         stop_on_timeout=False,
     )
     path, arguments = trigger.serialize()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from datetime import UTC, datetime
@@ -19,13 +20,13 @@ from airflow_ml_provider.testing import FakeKfpServer
 from airflow_ml_provider.triggers.kfp import KfpRunEventTrigger
 from airflow_ml_provider.triggers.kfp_events import LATE_S, REMEMBERED, STORE_KEY, _Told
 from airflow_ml_provider.triggers.kfp_poller import KfpPoller
-from tests.triggers.test_kfp import SPEC, start_run
+from tests.triggers.test_kfp import SPEC, start_run, wait_for
 
 NOW = 1_800_000_000
 
 
-def finished(run_id: str, at: float) -> PipelineRun:
-    return PipelineRun(run_id=run_id, state=RunState.SUCCEEDED, finished_at=datetime.fromtimestamp(at, UTC))
+def finished(run_id: str, at: float, state: RunState = RunState.SUCCEEDED) -> PipelineRun:
+    return PipelineRun(run_id=run_id, state=state, finished_at=datetime.fromtimestamp(at, UTC))
 
 
 class Store(dict[str, Any]):
@@ -38,7 +39,18 @@ class Store(dict[str, Any]):
         self[key] = json.loads(json.dumps(value))
 
 
-async def hear(trigger: KfpRunEventTrigger, number: int, then: Any) -> list[dict[str, Any]]:
+def wait_until_asked(kfp: FakeKfpServer) -> None:
+    """Wait until the server was asked once more what has finished, and has answered."""
+
+    def lists() -> int:
+        return len([each for each in kfp.requests if each.path.endswith("/runs") and each.method == "GET"])
+
+    before = lists()
+    wait_for(lambda: lists() > before)
+    time.sleep(0.2)
+
+
+async def hear(trigger: KfpRunEventTrigger, number: int, then: Any, within_s: float = 8) -> list[dict[str, Any]]:
     """Watch, let something happen, and hear so many events."""
     heard: list[dict[str, Any]] = []
 
@@ -53,7 +65,7 @@ async def hear(trigger: KfpRunEventTrigger, number: int, then: Any) -> list[dict
     await asyncio.sleep(0.6)
     await asyncio.to_thread(then)
     try:
-        await asyncio.wait_for(task, 8)
+        await asyncio.wait_for(task, within_s)
         await asyncio.sleep(0)
     except TimeoutError:
         pass
@@ -100,7 +112,10 @@ def test_what_ended_while_nobody_watched_is_told_and_nothing_twice(kfp: FakeKfpS
     trigger.asset_state_store = store  # type: ignore[assignment]
     heard = asyncio.run(hear(trigger, 1, lambda: kfp.finish(first)))
     assert [each["run_id"] for each in heard] == [first]
-    memory = _Told(runs={first: 1.0})  # as its own write may have been lost with the triggerer, it is written here
+    ended_at = datetime.fromisoformat(heard[0]["finished_at"]).timestamp()
+    memory = _Told(
+        runs={first: (ended_at, "SUCCEEDED")}
+    )  # as its own write may have been lost with the triggerer, it is written here
     memory.newest = max(memory.newest, _Told.model_validate(store[STORE_KEY]).newest if STORE_KEY in store else 0.0)
     store[STORE_KEY] = memory.model_dump(mode="json")
     kfp.finish(second)
@@ -148,6 +163,43 @@ def test_what_is_stored_makes_the_same_trigger() -> None:
     assert arguments["states"] == ["CANCELED", "FAILED"], "the same words in another order are the same watcher"
 
 
+def test_a_run_that_failed_and_was_repeated_tells_its_success(kfp: FakeKfpServer) -> None:
+    run_id, marker = start_run(), start_run("marker")
+
+    def happen() -> None:
+        kfp.finish(run_id, state="FAILED")
+        wait_until_asked(kfp)
+        with KfpHook().api() as api:
+            api.post(f"/apis/v2beta1/runs/{run_id}:retry")
+        kfp.finish(run_id)
+        kfp.finish(marker)
+
+    events = asyncio.run(hear(KfpRunEventTrigger(), 2, happen))
+    assert {(each["run_id"], each["state"]) for each in events} == {(run_id, "SUCCEEDED"), (marker, "SUCCEEDED")}
+
+
+def test_what_ends_while_the_server_is_away_at_the_beginning_is_told(kfp: FakeKfpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__ML__HTTP_RETRIES", "0")
+    before, run_id = start_run("before"), start_run()
+    kfp.finish(before)
+    time.sleep(1.1)  # finish times are whole seconds
+    kfp.down()
+
+    def happen() -> None:
+        time.sleep(1.1)
+        kfp.finish(run_id)
+        kfp.up()
+
+    events = asyncio.run(hear(KfpRunEventTrigger(), 1, happen, within_s=25))
+    assert [each["run_id"] for each in events] == [run_id]
+
+
+@pytest.mark.parametrize("name", ["churn\N{ROCKET}", "churn\ud800", "x" * 129])
+def test_a_name_that_no_pipeline_can_have_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="the pipeline's name"):
+        KfpRunEventTrigger(pipeline=name)
+
+
 def test_a_state_that_never_ends_a_run_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"has 'RUNNING'. The final states are SUCCEEDED, SKIPPED, FAILED, CANCELED"):
         KfpRunEventTrigger(states=["RUNNING"])
@@ -157,7 +209,21 @@ class TestMemory:
     def test_the_same_run_is_news_once(self) -> None:
         told = _Told()
         assert [each.run_id for each in told.take([finished("b", NOW + 1), finished("a", NOW)])] == ["a", "b"]
-        assert told.take([finished("a", NOW), finished("a", NOW + 5)]) == []
+        assert told.take([finished("a", NOW), finished("b", NOW + 1)]) == []
+
+    def test_a_run_that_was_repeated_is_news_again_and_its_first_end_is_not(self) -> None:
+        told = _Told()
+        assert len(told.take([finished("a", NOW, RunState.FAILED)])) == 1
+        assert [each.state for each in told.take([finished("a", NOW + 60)])] == ["SUCCEEDED"]
+        assert told.take([finished("a", NOW, RunState.FAILED), finished("a", NOW + 60)]) == []
+        assert len(told.take([finished("b", NOW, RunState.FAILED)])) == 1
+        assert len(told.take([finished("b", NOW)])) == 1, "repeated within the second"
+
+    def test_what_an_older_release_kept_is_understood(self) -> None:
+        told = _Told.model_validate({"version": 1, "newest": NOW, "floor": NOW - LATE_S, "runs": {"a": NOW}})
+        assert told.take([finished("a", NOW)]) == []
+        assert len(told.take([finished("a", NOW + 5)])) == 1
+        assert _Told.model_validate(json.loads(told.model_dump_json())) == told
 
     def test_a_late_report_is_news_and_a_very_late_one_is_not(self) -> None:
         told = _Told()

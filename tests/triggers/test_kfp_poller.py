@@ -117,6 +117,23 @@ def test_two_hundred_waiters_cost_what_two_cost() -> None:
     assert len(many) <= 600
 
 
+def test_runs_that_are_large_are_looked_at_by_few() -> None:
+    runs = RunsInMemory()
+    runs.page_size = 7
+    runs.start(*(names := [f"run-{number}" for number in range(40)]))
+
+    async def work(_: KfpPoller, wait: Waits) -> None:
+        tasks = [wait(each) for each in names]
+        await until(150.0)
+        for each in names:
+            runs.end(each)
+        await asyncio.gather(*tasks)
+
+    with_poller(runs, work)
+    assert max(runs.looked) == 7
+    assert sum(runs.looked) >= 80, "all of them, more than once"
+
+
 def test_a_deleted_run_is_gone_after_two_looks() -> None:
     runs = RunsInMemory()
     runs.start("a")

@@ -65,11 +65,17 @@ class RunsInMemory:
         self.ahead_s = ahead_s
         self.rows: dict[str, PipelineRun] = {}
         self.asked: list[str] = []
+        self.looked: list[int] = []
+        self.page_size = 200
         self.connections = 0
         self.open = 0
         self.error: Exception | None = None
         self.gate: threading.Event | None = None
         self.clock: Callable[[], float] = lambda: 0.0
+
+    @property
+    def pages(self) -> int:
+        return len(self.asked)
 
     def start(self, *run_ids: str) -> None:
         self.rows |= {each: PipelineRun(run_id=each, state=RunState.RUNNING) for each in run_ids}
@@ -79,7 +85,9 @@ class RunsInMemory:
         self.rows[run_id] = PipelineRun(run_id=run_id, state=RunState(state), finished_at=moment)
 
     def find(self, run_ids: Iterable[str]) -> dict[str, PipelineRun]:
-        found = {each: self.rows[each] for each in run_ids if each in self.rows}
+        asked = list(run_ids)
+        self.looked.append(len(asked))
+        found = {each: self.rows[each] for each in asked if each in self.rows}
         self._answer("look")
         return found
 

@@ -1,0 +1,143 @@
+"""
+KubernetesPodOperator's part: its arguments as JSON, what a step asks for laid under them, and the pod that it makes of both.
+
+This goes in through KubernetesPodOperator's own arguments, so that a cluster's ``pod_mutation_hook`` sees GPUs and labels too.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
+from airflow.providers.cncf.kubernetes.pod_generator import PodGenerator
+
+from airflow_ml_provider.core.pod_arguments import check_environment
+from airflow_ml_provider.core.pod_merge import merge
+from airflow_ml_provider.core.podspec import PodParts, render
+from airflow_ml_provider.exceptions import ConfigError
+from airflow_ml_provider.models.resources import StepResources
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+Json = dict[str, Any]
+ARGUMENTS = tuple(each.name for each in fields(PodParts))
+OURS = "AIRFLOW_ML_"
+
+
+def merged_arguments(operator: KubernetesPodOperator, resources: StepResources) -> Json:
+    """
+    Lay what the user passes to KubernetesPodOperator over what the step asks for.
+
+    :param operator: The operator.
+    :param resources: What the step asks for.
+    :return: JSON per argument of KubernetesPodOperator.
+    :raises ConfigError: both say the same thing differently; a retry never helps.
+    """
+    given = {name: as_json(getattr(operator, name)) for name in ARGUMENTS}
+    return merge(render(resources), given, template_of(operator))
+
+
+def template_of(operator: KubernetesPodOperator) -> Json | None:
+    """
+    Read the pod that the operator's arguments are laid over.
+
+    :param operator: The operator.
+    :return: JSON of the pod; None without one, and for a file that is not there yet.
+    """
+    if operator.full_pod_spec is not None:
+        pod: Json = as_json(operator.full_pod_spec)
+        return pod
+    if operator.pod_template_dict:
+        return dict(operator.pod_template_dict)
+    return None
+
+
+def build_pod(operator: KubernetesPodOperator, resources: StepResources, context: Context) -> Json:
+    """
+    Let KubernetesPodOperator make the pod.
+
+    :param operator: The operator, templates rendered; it is left as it is.
+    :param resources: What the step asks for.
+    :param context: Airflow's context.
+    :return: JSON of the pod.
+    :raises ConfigError: the operator's arguments contradict what the step asks for; a retry never helps.
+    """
+    merged = merged_arguments(operator, resources)
+    spec = _as_objects(merged).spec
+    main = spec.containers[0]
+    builder = copy.copy(operator)
+    vars(builder).update(  # not by attribute: Airflow would take it for a change of the DAG
+        container_resources=main.resources,
+        container_security_context=main.security_context,
+        volume_mounts=main.volume_mounts or [],
+        volumes=spec.volumes or [],
+        affinity=spec.affinity,
+        tolerations=spec.tolerations or [],
+        security_context=spec.security_context,
+        node_selector=merged.get("node_selector", {}),
+        labels=merged.get("labels", {}),
+        priority_class_name=merged.get("priority_class_name"),
+        runtime_class_name=merged.get("runtime_class_name"),
+        automount_service_account_token=merged.get("automount_service_account_token"),
+        do_xcom_push=False,
+    )
+    pod: Json = as_json(KubernetesPodOperator.build_pod_request_obj(builder, context))
+    return pod
+
+
+def environment_of(operator: KubernetesPodOperator) -> dict[str, str | None]:
+    """
+    Read the environment that the user gives, to be checked when the DAG is parsed.
+
+    :param operator: The operator.
+    :return: Value per name; None for one that is known only in the cluster.
+    :raises ConfigError: a name is one of ours; a retry never helps.
+    """
+    pairs: Iterable[tuple[str, Any]]
+    if isinstance(operator.env_vars, Mapping):
+        pairs = operator.env_vars.items()
+    else:
+        pairs = [(each["name"], each.get("value")) for each in as_json(operator.env_vars) or []]
+    found = {name: value if isinstance(value, str) else None for name, value in pairs}
+    for name in found:
+        if name.startswith(OURS):
+            raise ConfigError(
+                f"task {operator.task_id!r}: environment variable {name}: names that begin with {OURS} are this operator's own. "
+                "Rename it."
+            )
+    check_environment(found)
+    return found
+
+
+def as_json(value: Any) -> Any:
+    """
+    Write what the client of Kubernetes models as the API's JSON.
+
+    :param value: Object, list, dictionary or plain value.
+    :return: Plain JSON.
+    """
+    plain: Any = PodGenerator.serialize_pod(value)
+    return plain
+
+
+def _as_objects(merged: Json) -> Any:
+    """Write the arguments as the client's objects, which mutation hooks expect."""
+    container = {
+        "name": "main",
+        "resources": merged.get("container_resources"),
+        "securityContext": merged.get("container_security_context"),
+        "volumeMounts": merged.get("volume_mounts"),
+    }
+    spec = {
+        "containers": [container],
+        "volumes": merged.get("volumes"),
+        "affinity": merged.get("affinity"),
+        "tolerations": merged.get("tolerations"),
+        "securityContext": merged.get("security_context"),
+    }
+    return PodGenerator.deserialize_model_dict(json.loads(json.dumps({"spec": spec})))

@@ -1,0 +1,1 @@
+"""Steps in pods on a real Kubernetes, through a real Airflow scheduler."""
