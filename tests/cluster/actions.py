@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from demo.errors import DemoError
 from tests.cluster.dags.pod_cases import CASES, Case, resource_of, task_id
 from tests.cluster.gates import Gates
 from tests.cluster.kube import ENOUGH, Kube, Seen
@@ -75,7 +76,10 @@ class Play:
         def look_once() -> Any:
             if self.gates.closed:
                 raise InterruptedError(f"{self.task}: the tests are over")
-            return look()
+            try:
+                return look()
+            except DemoError:  # Airflow's API is busy
+                return None
 
         return until(f"{self.task}: {what}", look_once, limit_s, pause_s=0.5)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -274,7 +275,13 @@ class TestRepeating:
     def test_that_failed_again_while_the_answer_was_lost_is_not_asked_for_twice(self, server, jobs, run_id):
         server.finish(run_id, "FAILED", finished_at=datetime.now(UTC).timestamp() - 100)
         server.fault("lost-after", method="POST", path=":retry$")
-        threading.Timer(0.3, lambda: server.finish(run_id, "FAILED")).start()
+
+        def fail_again() -> None:
+            while jobs.look(run_id).state != "RUNNING":
+                time.sleep(0.01)
+            server.finish(run_id, "FAILED")
+
+        threading.Thread(target=fail_again).start()
         assert RunActions(jobs, 5).retry(run_id).state == "FAILED"
         assert len([each for each in changes(server) if each.endswith(":retry")]) == 1
 

@@ -77,6 +77,10 @@ def arguments_of(name: str, case: Case, way: str, table: Any) -> dict[str, Any]:
         given["cmds"] = ["python3", "-c", case.program]
     if "inputs" in given:
         given["inputs"] = {"table": table}
+    if case.held:
+        env = [k8s.V1EnvVar(name=key, value=value) for key, value in (at_the_gates(task) | {"TRY": "1"}).items()]
+        command = ["python3", "-c", f"{GATE}wait()"]
+        given["init_containers"] = [k8s.V1Container(name="gate", image=IMAGE, command=command, env=env)]
     if case.slot:
         given["gpu"] = GpuRequest(resource=resource_of(name, way))
     if name == "no_secret":
