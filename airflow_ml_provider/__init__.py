@@ -14,14 +14,17 @@ from typing import TYPE_CHECKING, Any
 from airflow_ml_provider._version import __version__
 
 if TYPE_CHECKING:
+    from airflow_ml_provider.components import as_kfp_component
     from airflow_ml_provider.decorators.ml import ml_task
     from airflow_ml_provider.decorators.ml_pod import ml_pod_task
     from airflow_ml_provider.models.artifact import Artifact, Dataset, Input, Metrics, Model, Output
+    from airflow_ml_provider.models.cache import Cache
     from airflow_ml_provider.models.pod_options import PodOptions
     from airflow_ml_provider.models.resources import GpuRequest
 
 __all__ = [
     "Artifact",
+    "Cache",
     "Dataset",
     "GpuRequest",
     "Input",
@@ -30,13 +33,16 @@ __all__ = [
     "Output",
     "PodOptions",
     "__version__",
+    "as_kfp_component",
     "ml_pod_task",
     "ml_task",
 ]
 
 _HOMES = {
+    "Cache": "airflow_ml_provider.models.cache",
     "GpuRequest": "airflow_ml_provider.models.resources",
     "PodOptions": "airflow_ml_provider.models.pod_options",
+    "as_kfp_component": "airflow_ml_provider.components",
     "ml_pod_task": "airflow_ml_provider.decorators.ml_pod",
     "ml_task": "airflow_ml_provider.decorators.ml",
 }

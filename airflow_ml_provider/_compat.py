@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import threading
 from collections.abc import Mapping
@@ -76,42 +75,6 @@ def task_state(ti: Any, timeout_s: float = 2.0) -> str | None:
     return answers[0] if answers else "unknown"
 
 
-def redact(value: Any, name: str | None = None) -> Any:
-    """
-    Hide what Airflow's own masker would hide in a log.
-
-    :param value: Any JSON value; texts that contain a known secret are masked too.
-    :param name: Name of the value; a name such as ``password`` masks it whole.
-    :return: The same shape, secrets replaced by ``***``.
-    """
-    return _first_of("airflow.sdk._shared.secrets_masker", "airflow.sdk.execution_time.secrets_masker").redact(value, name)
-
-
-def read_option(section: str, option: str) -> str | None:
-    """
-    Read one option of Airflow's configuration, environment variables included.
-
-    :param section: Section.
-    :param option: Option.
-    :return: Its text, None where it is not set.
-    """
-    value = _first_of("airflow.sdk.configuration", "airflow.configuration").conf.get(section, option, fallback=None)
-    return None if value is None else str(value)
-
-
-def connection_not_found() -> type[Exception]:
-    """
-    Give the exception with which Airflow says that there is no such connection.
-
-    :return: Its class, which the task SDK has of its own since 3.2.
-    """
-    for name in ("airflow.sdk.exceptions", "airflow.exceptions"):
-        found: type[Exception] | None = getattr(_first_of(name), "AirflowNotFoundException", None)
-        if found is not None:
-            return found
-    raise ImportError("this Airflow has no AirflowNotFoundException")
-
-
 def has_retry_policies() -> bool:
     """
     Say whether a task can have a retry policy, as it can since 3.3.
@@ -119,13 +82,3 @@ def has_retry_policies() -> bool:
     :return: Whether ``airflow.sdk.definitions.retry_policy`` is there.
     """
     return importlib.util.find_spec("airflow.sdk.definitions.retry_policy") is not None
-
-
-def _first_of(*modules: str) -> Any:
-    """Import the first module that this Airflow has; newest name first."""
-    for name in modules[:-1]:
-        try:
-            return importlib.import_module(name)
-        except ModuleNotFoundError:
-            continue
-    return importlib.import_module(modules[-1])

@@ -26,6 +26,7 @@ Errors of the provider, by remedy.
     │       └── PodUnreachableError   (RemoteUnavailableError) curable: the API server did not answer; the pod may run on
     ├── SubmissionUnknownError        a create was sent and its fate is not known; look before you start it again
     ├── ArtifactError                 an artifact is missing, was never written, or is not what was recorded
+    ├── PredictionError               a model failed on a table
     ├── GateClosedError               a challenger was not promoted, and the gate was told to fail
     └── SupersededError               a later try of the same step took over; this one must not record anything
 
@@ -165,6 +166,10 @@ class SubmissionUnknownError(AirflowMLError):
 
 class ArtifactError(AirflowMLError):
     """An artifact is missing, was never written, or differs from what was recorded. A retry helps only after it was made anew."""
+
+
+class PredictionError(AirflowMLError):
+    """A model failed on a table. A retry repeats it, and helps only where the reason passes."""
 
 
 class GateClosedError(AirflowMLError):

@@ -18,6 +18,7 @@ def get_provider_info() -> dict[str, Any]:
     """
     from airflow_ml_provider._version import __version__
     from airflow_ml_provider.hooks.kfp_connection import kfp_connection
+    from airflow_ml_provider.hooks.mlflow_connection import mlflow_connection
 
     return {
         "package-name": PACKAGE,
@@ -36,6 +37,12 @@ def get_provider_info() -> dict[str, Any]:
                     "airflow_ml_provider.operators.step",
                     "airflow_ml_provider.operators.gate",
                     "airflow_ml_provider.operators.promotion",
+                    "airflow_ml_provider.operators.mlflow",
+                    "airflow_ml_provider.operators.mlflow_cleanup",
+                    "airflow_ml_provider.operators.mlflow_experiments",
+                    "airflow_ml_provider.operators.mlflow_models",
+                    "airflow_ml_provider.operators.mlflow_predict",
+                    "airflow_ml_provider.operators.mlflow_runs",
                 ],
             },
             {
@@ -51,8 +58,15 @@ def get_provider_info() -> dict[str, Any]:
                 "python-modules": ["airflow_ml_provider.operators.pod", "airflow_ml_provider.operators.pod_function"],
             },
         ],
-        "sensors": [{"integration-name": KFP, "python-modules": ["airflow_ml_provider.sensors.kfp"]}],
+        "sensors": [
+            {"integration-name": "MLflow", "python-modules": ["airflow_ml_provider.sensors.mlflow"]},
+            {"integration-name": KFP, "python-modules": ["airflow_ml_provider.sensors.kfp"]},
+        ],
         "triggers": [
+            {
+                "integration-name": "MLflow",
+                "python-modules": ["airflow_ml_provider.triggers.mlflow", "airflow_ml_provider.triggers.mlflow_events"],
+            },
             {
                 "integration-name": KFP,
                 "python-modules": ["airflow_ml_provider.triggers.kfp", "airflow_ml_provider.triggers.kfp_events"],
@@ -63,41 +77,31 @@ def get_provider_info() -> dict[str, Any]:
             {"integration-name": "MLflow", "python-modules": ["airflow_ml_provider.hooks.mlflow"]},
             {"integration-name": KFP, "python-modules": ["airflow_ml_provider.hooks.kfp"]},
         ],
-        "connection-types": [_mlflow_connection(), kfp_connection()],
+        "connection-types": [mlflow_connection(), kfp_connection()],
         "extra-links": [
             "airflow_ml_provider.links.mlflow.MlflowRunLink",
+            "airflow_ml_provider.links.mlflow.MlflowPageLink",
+            "airflow_ml_provider.links.mlflow.MlflowCachedFromLink",
             "airflow_ml_provider.links.kfp.KfpRunLink",
             "airflow_ml_provider.links.kfp.KfpExperimentLink",
             "airflow_ml_provider.links.kfp.KfpPipelineLink",
             "airflow_ml_provider.links.kfp_recurring.KfpRecurringRunLink",
         ],
+        "notifications": ["airflow_ml_provider.notifications.alerts.MLAlertNotifier"],
         "task-decorators": [
             {"name": "ml", "class-name": "airflow_ml_provider.decorators.ml.ml_task"},
             {"name": "ml_pod", "class-name": "airflow_ml_provider.decorators.ml_pod.ml_pod_decorator"},
         ],
+        "asset-uris": [
+            {
+                "schemes": ["mlflow"],
+                "handler": "airflow_ml_provider.assets.mlflow.normalize_uri",
+                "to_openlineage_converter": "airflow_ml_provider.assets.mlflow.to_openlineage",
+            }
+        ],
         "plugins": [{"name": "airflow_ml", "plugin-class": "airflow_ml_provider.plugin.AirflowMLPlugin"}],
         "cli": ["airflow_ml_provider.cli.definition.get_commands"],
         "config": {"ml": {"description": "Options of airflow-ml-provider.", "options": _options()}},
-    }
-
-
-def _mlflow_connection() -> dict[str, Any]:
-    return {
-        "connection-type": "mlflow",
-        "hook-class-name": "airflow_ml_provider.hooks.mlflow.MlflowHook",
-        "hook-name": "MLflow",
-        "ui-field-behaviour": {
-            "hidden-fields": ["schema", "port"],
-            "relabeling": {
-                "host": "Tracking URL",
-                "login": "Login (empty for a token)",
-                "password": "Password or token",
-            },
-            "placeholders": {
-                "host": "https://mlflow.example.com",
-                "extra": '{"pod_url": "http://mlflow.mlops.svc:5000"}  (where pods reach it, if not at the host)',
-            },
-        },
     }
 
 

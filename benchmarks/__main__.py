@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import artifacts, parsing, pods, points, polling, report, steps
+from benchmarks import artifacts, caching, lineage, local_runs, page, parsing, pods, points, polling, report, steps, watching
 from benchmarks.lab import Lab, make_skinny
 from tests.servers import MlflowProcess
 
@@ -23,6 +23,11 @@ BENCHMARKS: dict[str, Any] = {
     "points": points,
     "artifacts": artifacts,
     "polling": polling,
+    "watching": watching,
+    "caching": caching,
+    "local_runs": local_runs,
+    "lineage": lineage,
+    "page": page,
     "pods": pods,
 }
 RESULTS = Path(__file__).parent / "RESULTS.md"
@@ -40,20 +45,20 @@ def main() -> int:
         folder = Path(name)
         if asked.server is None:
             stack.enter_context(own := MlflowProcess(folder / "mlflow"))
-        python = None if asked.quick else make_skinny(folder)
+        needed = any(getattr(BENCHMARKS[each], "NEEDS_SKINNY", True) for each in asked.only or BENCHMARKS)
+        python = make_skinny(folder) if needed and not asked.quick else None
         store = None if asked.server else folder / "mlflow" / "artifacts"
         lab = Lab(folder, python or sys.executable, python is not None, asked.server or own.url, store, asked.quick)
-        findings, left_out = [], ""
+        findings = []
         for each in asked.only or BENCHMARKS:
             if reason := getattr(BENCHMARKS[each], "lacks", lambda: None)():
-                left_out += f"Left out: {each}; {reason}.\n\n"
                 console.print(f"{each} is left out: {reason}.")
                 continue
             console.print(f"{each} ...")
             findings.append(BENCHMARKS[each].measure(lab))
             report.show(console, findings[-1])
     if asked.results:
-        report.write(asked.results, findings, _command(), left_out)
+        report.write(asked.results, findings, _command())
         console.print(f"Written to {asked.results.name}.")
     return 0
 

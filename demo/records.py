@@ -56,7 +56,21 @@ class MlflowRecords:
         :return: Values by name, empty when there is no such run.
         """
         run = self._get("runs/get", run_id=run_id) or {}
-        return _metrics(run.get("run", {}).get("data", {}).get("metrics", []))
+        found = _metrics(run.get("run", {}).get("data", {}).get("metrics", []))
+        # What a model was trained on is there to be asked for: airflow-ml models --trained-on 'rows > 10000'.
+        return {name: value for name, value in found.items() if not name.startswith("trained_on.")}
+
+    def made_in(self, value: Any) -> str | None:
+        """
+        Say which DAG run has made what a step pushed; for a step that was cached, an earlier one.
+
+        :param value: What it pushed as its return value.
+        :return: Id of the DAG run; None where no run is named.
+        """
+        run_id = value.get("run_id") if isinstance(value, dict) and isinstance(value.get("outputs"), dict) else None
+        run = (self._get("runs/get", run_id=str(run_id)) or {}).get("run", {}) if run_id else {}
+        tags = {tag["key"]: tag.get("value") for tag in run.get("data", {}).get("tags", [])}
+        return tags.get("airflow.run_id")
 
     def champion(self) -> Champion | None:
         """

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["NightProgress", "Screen"]
 
 STYLES = {"success": "green", "failed": "red", "upstream_failed": "red", "running": "yellow", "up_for_retry": "yellow"}
+WIDTH = 160
 STARTED = frozenset({"running", "success", "failed", "up_for_retry", "deferred", "upstream_failed", "skipped"})
 
 
@@ -73,21 +74,24 @@ class Screen:
         with Live(console=self.console, refresh_per_second=4, transient=False) as live:
             yield NightProgress(self, night, live)
 
-    def results(self, rows: Sequence[tuple[Night, Step, str]]) -> None:
+    def results(self, rows: Sequence[tuple[Night, Step, str, str]]) -> None:
         """
         Print the table of what the steps made.
 
-        :param rows: Night, step and what it made.
+        :param rows: Night, step, whether it was cached, and what it made.
         """
         # On a terminal the table takes its width; in a file it takes the width that it needs.
-        table = Table("night", "step", "state", "duration", "what it made", title_justify="left")
+        table = Table("night", "step", "state", "duration", "cache", "what it made", title_justify="left")
         last = None
-        for night, step, made in rows:
+        for night, step, cache, made in rows:
             day = "" if night.day == last else night.day.isoformat()
             last = night.day
-            table.add_row(day, escape(step.name), _state(step), _duration(step.seconds), escape(made))
-        width = None if self.console.is_terminal else 140
-        self.console.print(table, width=width)
+            table.add_row(
+                day, escape(step.name), _state(step), _duration(step.seconds), f"[cyan]{escape(cache)}[/cyan]", escape(made)
+            )
+        if not self.console.is_terminal:
+            self.console.width = WIDTH
+        self.console.print(table)
 
     def champion(self, champion: Champion | None) -> None:
         """

@@ -33,7 +33,8 @@ class Outcome:
 def run(dag: Any, **kwargs: Any) -> Outcome:
     """Write a DAG to this worker's database and run it to its end."""
     from airflow.dag_processing.bundles.manager import DagBundlesManager
-    from airflow.dag_processing.dagbag import DagBag, sync_bag_to_db
+
+    from tests.airflow_releases import DagBag, sync_bag_to_db
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Airflow itself, in thousands

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_ml_provider.config import Settings, load_settings
+from airflow_ml_provider.config import PLACES, Settings, load_settings
 from airflow_ml_provider.exceptions import ConfigError
 
 OTHER_VALUES = {
@@ -16,12 +16,20 @@ OTHER_VALUES = {
     "spool": ("s3://aws_default@bucket/spool", "s3://aws_default@bucket/spool"),
     "experiment": ("team/{dag_id}", "team/{dag_id}"),
     "listeners": ("off", False),
+    "alert_timeout_s": ("2.5", 2.5),
+    "interpreters": ("/var/interpreters", "/var/interpreters"),
+    "kfp_requirements": ("kfp>=2.17 kfp-kubernetes", "kfp>=2.17 kfp-kubernetes"),
+    "kfp_local_root": ("/var/kfp", "/var/kfp"),
+    "kfp_local_keep_days": ("inf", float("inf")),
 }
+ELSEWHERE: dict[str, str | None] = dict.fromkeys(PLACES)
 REFUSED = {
     "patience_s": ["soon", "-1", "nan"],
     "http_timeout_s": ["0", "-1", "inf", "nan"],
     "http_retries": ["21", "-1", "2.5", "many"],
     "listeners": ["perhaps"],
+    "kfp_local_keep_days": ["-1", "nan", "a week"],
+    "alert_timeout_s": ["0", "-1", "inf", "nan", "soon"],
 }
 
 
@@ -39,9 +47,11 @@ def test_every_option_has_a_case_here() -> None:
 def test_without_any_setting_the_defaults_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW_HOME", "/opt/airflow")
     found = load_settings()
-    assert found.model_dump() | {"spool": ""} == Settings().model_dump() | {"spool": ""}
-    assert found.spool.endswith("/ml-spool")
-    assert "{" not in found.spool
+    assert found.model_dump() | ELSEWHERE == Settings().model_dump() | ELSEWHERE
+    for name in PLACES:
+        place = getattr(found, name)
+        assert place.endswith(Settings.model_fields[name].default.removeprefix("{AIRFLOW_HOME}"))
+        assert "{" not in place
 
 
 @pytest.mark.parametrize("name", OTHER_VALUES)
@@ -51,7 +61,7 @@ def test_the_environment_sets_an_option_in_its_type(name: str, monkeypatch: pyte
     found = load_settings()
     assert getattr(found, name) == value
     assert type(getattr(found, name)) is type(value)
-    assert {**found.model_dump(), name: None, "spool": None} == {**Settings().model_dump(), name: None, "spool": None}
+    assert {**found.model_dump(), **ELSEWHERE, name: None} == {**Settings().model_dump(), **ELSEWHERE, name: None}
 
 
 @pytest.mark.parametrize("name", OTHER_VALUES)

@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
-from airflow_ml_provider._compat import connection_not_found
+from airflow.providers.common.compat.sdk import AirflowNotFoundException
+
 from airflow_ml_provider.exceptions import ConfigError
 from airflow_ml_provider.hooks.mlflow import MlflowApi, MlflowHook
 
@@ -27,7 +28,7 @@ def open_api(conn_id: str) -> Iterator[MlflowApi]:
     try:
         api = MlflowHook(conn_id).api()
     except ConfigError as error:
-        if isinstance(error.__cause__, connection_not_found()) and os.environ[PROCESS_CONTEXT] == "server":
+        if isinstance(error.__cause__, AirflowNotFoundException) and os.environ[PROCESS_CONTEXT] == "server":
             _check_database(conn_id)
         raise
     with closing(api):

@@ -1,46 +1,44 @@
-"""``airflow-ml lineage``: the way from a model back to the raw data, for people and as JSON."""
+"""``airflow-ml lineage``: where a model comes from, or what came of data; for people, as JSON, for Graphviz."""
 
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Iterable, Mapping
-from datetime import datetime
 
-from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
 from airflow_ml_provider.cli.connection import open_api
+from airflow_ml_provider.cli.facts import aliases, console, data_facts, label, label_of, moment, plain, where
 from airflow_ml_provider.lineage.query import trace
-from airflow_ml_provider.models.lineage import DatasetRead, Lineage, LoggedModel, ModelVersion, StepRun
+from airflow_ml_provider.models.lineage import DatasetNode, Graph, ModelNode, Node, RunNode, VersionNode
 
-SHA_LENGTH = 12
-VALUE_LENGTH = 60
-"""Characters of a parameter that are shown; ``--json`` has it whole."""
-VALUES_SHOWN = 20
-ENDLESS = 1_000_000
-KILO = 1000
 UNKNOWN_MAKER = "nobody has recorded which run made it"
+OUTSIDE = "from outside: no run has made it"
+INDENT, ROOM = 4, 60
+"""Columns of a level of a tree, and of what is told at the deepest."""
+SHAPES = {"dataset": "cylinder", "run": "box", "model": "component", "version": "note"}
 
 
 def run(args: Namespace) -> int:
     """
     Print a lineage.
 
-    :param args: ``uri``, ``json`` and ``conn_id``.
+    :param args: ``uri``, ``down``, ``depth``, ``json``, ``dot`` and ``conn_id``.
     :return: 0.
     :raises ConfigError: the URI or the connection is wrong; a retry never helps.
     :raises RemoteNotFoundError: what the URI names does not exist.
     """
     with open_api(args.conn_id) as api:
-        found = trace(api, args.uri)
+        found = trace(api, args.uri, direction="down" if args.down else "up", depth_limit=max(1, args.depth))
     if args.json:
         print(found.model_dump_json(indent=2))
+    elif args.dot:
+        print(as_dot(found))
     else:
-        console = Console(highlight=False)
-        if not console.is_terminal:  # a pipe or a file has no width; the colours rich leaves out by itself
-            console.width = ENDLESS
-        console.print(LineageTree(found).render())
+        tree = LineageTree(found, down=args.down)
+        drawn, out = tree.render(), console()
+        out.width = max(out.width, tree.width)  # what has no room left of the terminal's edge would be left out
+        out.print(drawn)
     return 0
 
 
@@ -48,16 +46,17 @@ class LineageTree:
     """
     Draws a lineage as a tree; what is reached a second time is only named.
 
-    :param lineage: What to draw.
+    :param graph: What to draw.
+    :param down: Draw what came of the start, and not what it comes from.
     """
 
-    def __init__(self, lineage: Lineage) -> None:
-        self.lineage = lineage
-        self._steps = {step.run_id: step for step in lineage.steps}
-        known = (lineage.model, *lineage.models)
-        self._models = {model.model_id: model for model in known if model is not None}
-        self._gaps = {gap.id: gap.reason for gap in lineage.gaps}
+    def __init__(self, graph: Graph, *, down: bool = False) -> None:
+        self.graph = graph
+        self.down = down
+        self._gaps = {gap.id: gap.reason for gap in graph.gaps}
         self._drawn: set[str] = set()
+        self.width = 0
+        """Columns that it needs, once it is drawn."""
 
     def render(self) -> Tree:
         """
@@ -65,121 +64,95 @@ class LineageTree:
 
         :return: The tree, its root what was asked for.
         """
-        lineage = self.lineage
-        root = branch = Tree(_label(lineage.uri, "bold"))
-        if lineage.model_version is not None:
-            branch = branch.add(_version(lineage.model_version))
-        if lineage.model is not None:
-            branch = branch.add(_model(lineage.model))
-            self._drawn.add(lineage.model.model_id)
-        self._add_run(branch, lineage.run_id, UNKNOWN_MAKER)
+        root = Tree(label(self.graph.asked, "bold"))
+        for node_id in self.graph.start:
+            if node_id not in self._drawn:
+                self._add(root, node_id)
         for key in sorted(self._gaps.keys() - self._drawn):
             root.add(self._gap(key))
         return root
 
-    def _add_run(self, branch: Tree, run_id: str | None, otherwise: str) -> None:
-        """Add a run and all that lies behind it."""
-        step = self._steps.get(run_id or "")
-        if run_id is None:
-            branch.add(_label(otherwise, "dim"))
-        elif step is None:
-            branch.add(self._gap(run_id))
-        elif run_id in self._drawn:
-            branch.add(_label(f"{step.name} (see above)", "dim"))
-        else:
-            self._drawn.add(run_id)
-            below = branch.add(_step(step))
-            for dataset in step.datasets:
-                self._add_run(below.add(_dataset(dataset)), dataset.run_id, "from outside: no run has made it")
-            for model_id in step.models:
-                self._add_model(below, model_id)
+    def _add(self, branch: Tree, node_id: str) -> None:
+        """Add a node and all that lies behind it; a way may have more steps than Python takes calls in calls."""
+        waiting = [(branch, node_id, 1)]
+        while waiting:
+            above, key, level = waiting.pop()
+            self.width = max(self.width, INDENT * level + ROOM)
+            node = self.graph.by_id.get(key)
+            if node is None:
+                above.add(self._gap(key))
+            elif key in self._drawn:
+                above.add(label(f"{_name(node)} (see above)", "dim"))
+            else:
+                self._drawn.add(key)
+                below, behind = self._draw(above, node)
+                waiting += [(below, each, level + 1) for each in reversed(behind)]
 
-    def _add_model(self, branch: Tree, model_id: str) -> None:
-        model = self._models.get(model_id)
-        if model is None:
-            branch.add(self._gap(model_id))
-        elif model_id in self._drawn:
-            branch.add(_label(f"{model.name} {model_id} (see above)", "dim"))
-        else:
-            self._drawn.add(model_id)
-            self._add_run(branch.add(_model(model)), model.run_id, UNKNOWN_MAKER)
+    def _draw(self, above: Tree, node: Node) -> tuple[Tree, list[str]]:
+        behind = self._behind(node)
+        text = label_of(node, brief=self.down)
+        if not behind and (words := self._end(node)):
+            text.append(f"\n{words}", style="dim")
+        below = above.add(text)
+        if node.id in self._gaps:
+            below.add(label(self._gaps[node.id], "red"))
+        return below, behind
+
+    def _behind(self, node: Node) -> list[str]:
+        if self.down:
+            return list(dict.fromkeys(edge.target for edge in self.graph.out_of(node.id)))
+        return list(dict.fromkeys(edge.source for edge in self.graph.into(node.id)))
+
+    def _end(self, node: Node) -> str:
+        """Say why the way ends here, where that is no matter of course."""
+        if self.down:
+            return ""
+        if isinstance(node, RunNode):
+            return "a source: it has read no artifact on record"
+        return OUTSIDE if isinstance(node, DatasetNode) else UNKNOWN_MAKER
 
     def _gap(self, key: str) -> Text:
         self._drawn.add(key)
-        return _label(f"{key}: {self._gaps.get(key, 'not on record')}", "red")
+        return label(f"{key.partition(':')[2]}: {self._gaps.get(key, 'not on record')}", "red")
 
 
-def _version(version: ModelVersion) -> Text:
-    aliases = (f"@{alias}" for alias in version.aliases)
-    return _label(f"{version.name} version {version.version}", "bold green", *aliases, _moment(version.created))
+def as_dot(graph: Graph) -> str:
+    """
+    Write a graph as Graphviz takes it: ``airflow-ml lineage URI --dot | dot -Tsvg``.
+
+    :param graph: The graph.
+    :return: Text in the DOT language.
+    """
+    lines = ["digraph lineage {", "  rankdir=LR;", '  node [fontname="Helvetica", fontsize=11];']
+    for node in graph.nodes:
+        words = "\\n".join(_escaped(each) for each in _dot_words(node) if each)
+        style = ", penwidth=2" if node.id in graph.start else ""
+        lines.append(f'  "{_escaped(node.id)}" [shape={SHAPES[node.kind]}, label="{words}"{style}];')
+    for gap in graph.gaps:
+        if gap.id not in graph.by_id:
+            words = _escaped(f"{gap.id}: {gap.reason}")
+            lines.append(f'  "{_escaped(gap.id)}" [shape=box, style=dashed, color=red, label="{words}"];')
+    lines += [
+        f'  "{_escaped(edge.source)}" -> "{_escaped(edge.target)}" [label="{_escaped(edge.name)}"];' for edge in graph.edges
+    ]
+    return "\n".join([*lines, "}"])
 
 
-def _model(model: LoggedModel) -> Text:
-    label = _label(model.name, "bold green", model.model_id, *_content(model), _moment(model.created))
-    return _add_line(label, "metrics", _numbers(model.metrics))
+def _name(node: Node) -> str:
+    if isinstance(node, VersionNode):
+        return f"{node.name} version {node.version}"
+    return f"{node.name} {node.model_id}" if isinstance(node, ModelNode) else node.name
 
 
-def _dataset(dataset: DatasetRead) -> Text:
-    facts = _content(dataset) or (f"digest {dataset.digest}",)
-    outside = "" if dataset.run_id else dataset.uri or ""
-    return _label(dataset.name, "bold cyan", *facts, outside)
+def _dot_words(node: Node) -> list[str]:
+    if isinstance(node, RunNode):
+        return [node.name, where(node.step), f"{node.status.lower()} {moment(node.started)}"]
+    if isinstance(node, DatasetNode):
+        return [node.name, *data_facts(node), "" if node.run_id else node.uri or ""]
+    if isinstance(node, VersionNode):
+        return [_name(node), *aliases(node), moment(node.created)]
+    return [node.name, moment(node.created), node.model_id]
 
 
-def _step(step: StepRun) -> Text:
-    bin_note = "deleted in MLflow, where it can be restored" if step.deleted else ""
-    took = f"{(step.ended - step.started).total_seconds():.1f} s" if step.started and step.ended else ""
-    well = step.status == "FINISHED" and not step.deleted
-    style = "bold yellow" if well else "bold red"
-    label = _label(step.name, style, step.status.lower(), bin_note, _moment(step.started), took)
-    _add_line(label, "params", [f"{key}={value}" for key, value in step.params.items()])
-    _add_line(label, "metrics", _numbers(step.metrics))
-    if step.dag_id:
-        _add_line(label, "of", [f"{step.dag_id} {step.dag_run_id}", f"try {step.try_number}"], limit=None)
-    _add_line(label, "commit", [step.git_commit or ""])
-    _add_line(label, "log", [step.log_url or step.url], limit=None)
-    if not step.datasets and not step.models:
-        label.append("\na source: it has read no artifact on record", style="dim")
-    return label
-
-
-def _label(name: str, style: str, *facts: str) -> Text:
-    """Write a name and what is known of it."""
-    known = ", ".join(_plain(fact) for fact in facts if fact)
-    return Text.assemble((_plain(name), style), f"  {known}" if known else "")
-
-
-def _add_line(label: Text, title: str, values: Iterable[str], limit: int | None = VALUE_LENGTH) -> Text:
-    """Add a line of values to a label, unless there are none."""
-    shown = [_plain(value, limit) for value in values if value]
-    shown[VALUES_SHOWN:] = [f"{len(shown) - VALUES_SHOWN} more (--json)"] if len(shown) > VALUES_SHOWN else []
-    if shown:
-        label.append(f"\n{title} ", style="dim").append(", ".join(shown))
-    return label
-
-
-def _plain(text: str, limit: int | None = None) -> str:
-    """Keep text of others to one line, without what would move the cursor."""
-    line = "".join(each if each.isprintable() else " " for each in text)
-    return line if limit is None or len(line) <= limit else f"{line[:limit]}..."
-
-
-def _content(of: DatasetRead | LoggedModel) -> tuple[str, ...]:
-    if of.sha256 is None:
-        return ()
-    return (f"sha256 {of.sha256[:SHA_LENGTH]}", "" if of.size is None else _size(of.size))
-
-
-def _numbers(metrics: Mapping[str, float]) -> list[str]:
-    return [f"{name}={value:.4g}" for name, value in metrics.items()]
-
-
-def _size(size: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if size < KILO:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= KILO
-    return f"{size:.1f} GB"
-
-
-def _moment(when: datetime | None) -> str:
-    return f"{when:%Y-%m-%d %H:%M} UTC" if when else ""
+def _escaped(text: str) -> str:
+    return plain(text).replace("\\", "\\\\").replace('"', '\\"')

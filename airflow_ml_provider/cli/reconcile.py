@@ -37,8 +37,9 @@ def run(args: Namespace) -> int:
 
 
 def _settle(args: Namespace) -> Iterator[Finding]:
+    from airflow_ml_provider.config import ui_address
     from airflow_ml_provider.hooks.mlflow import MlflowHook
-    from airflow_ml_provider.listeners.runs import read_database, ui_address
+    from airflow_ml_provider.listeners.runs import read_database
     from airflow_ml_provider.tracking.reconcile import Reconciler
     from airflow_ml_provider.tracking.runs import RunTree
 

@@ -45,7 +45,7 @@ def _resend(place: str, conn_id: str | None) -> str:
         return (
             f"sent: {attempt.identity.label}, try {attempt.try_number} of {attempt.identity.dag_id} "
             f"{attempt.identity.run_id} ({record.status.lower()}; outputs: {made}) "
-            f"to {api.server.url}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
+            f"to {api.server.run_page(run.experiment_id, run.run_id)}"
         )
 
 

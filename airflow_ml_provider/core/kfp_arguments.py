@@ -2,7 +2,8 @@
 Arguments of a pipeline, checked against its own input definitions before anything is sent; pure.
 
 What passes is what the server takes and keeps as it is. A text for a number, a boolean, a list or a struct is taken where it is
-exactly that value's JSON, since text is all that a Jinja template gives; ``True`` and ``False`` too, as Jinja writes them.
+exactly that value's JSON, since text is all that a Jinja template gives; ``True`` and ``False`` too, as Jinja writes them. A
+reference to an artifact goes to a text parameter as its URI.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from airflow_ml_provider.core.kfp_names import unstorable
 from airflow_ml_provider.core.wiring import did_you_mean
 from airflow_ml_provider.exceptions import ConfigError
 from airflow_ml_provider.models.kfp_package import ParameterType, PipelinePackage, PipelineParameter
+from airflow_ml_provider.models.reference import ArtifactRef
 
 MAX_INTEGER = 2**53
 """The server keeps every number as a double; integers above this are rounded."""
@@ -132,6 +134,8 @@ def _checked(parameter: PipelineParameter, value: Any) -> Any:
         raise _RefusedError(f"wants {wanted}, but is None, which the server refuses also where there is a default. {remedy}.")
     if isinstance(value, str) and wanted is not ParameterType.STRING:
         value = _from_text(value, wanted)
+    if ArtifactRef.looks_like(value) and wanted is ParameterType.STRING:
+        value = value["uri"]
     plain = _plain(value, MAX_DEPTH)
     if not isinstance(plain, _WANTED[wanted]) or (isinstance(plain, bool) and wanted is not ParameterType.BOOLEAN):
         _refuse_type(value, wanted)

@@ -126,7 +126,8 @@ def _check_kind_of_file(text: bytes, place: str) -> None:
         raise ConfigError(
             f"{place} is no text in UTF-8 (byte {error.start}), and no .zip or .tar.gz either. Give what kfp's compiler wrote."
         ) from error
-    if place.endswith(".py") or _PYTHON.match(start.decode(errors="ignore")):
+    found = _PYTHON.search if place.endswith(".py") else _PYTHON.match  # a compiled function is named by its file
+    if found(start.decode(errors="ignore")):
         raise ConfigError(f"{place} is Python, not what was compiled from it. {COMPILE}")
     if place.endswith(".json") and decoded.lstrip("\ufeff \t\r\n")[:1] != "{":
         raise ConfigError(f"{place} is no JSON object. {COMPILE}")

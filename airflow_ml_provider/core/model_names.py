@@ -6,7 +6,10 @@ import re
 
 from airflow_ml_provider.exceptions import ConfigError
 
-_ALIAS = re.compile(r"^(?!latest$)(?!v\d+$)[\w-]{1,255}$", re.ASCII | re.IGNORECASE)
+NAME_LENGTH = 256
+"""Characters of a registered model's name: MLflow's column has no more, which SQLite does not mind and PostgreSQL does."""
+_SHOWN = 80
+_ALIAS = re.compile(r"^(?!latest\Z)(?!v\d+\Z)[\w-]{1,255}\Z", re.ASCII | re.IGNORECASE)
 _NAMED = re.compile(r"^models:/(?P<name>[^/@]+)@(?P<alias>[^/@]+)$")
 
 
@@ -26,12 +29,13 @@ def check_name(name: str) -> None:
     Refuse a name that MLflow does not take, or that could not be quoted in its search or written with an alias.
 
     :param name: Name of a registered model.
-    :raises ConfigError: it is empty, or has a slash, a colon, an ``@`` or a quote; a retry never helps.
+    :raises ConfigError: it is empty, too long, or has a slash, a colon, an ``@``, a quote or a sign that cannot be printed; a
+        retry never helps.
     """
-    if not name.strip() or set(name) & set("/:@'\"`\\"):
+    if not name.strip() or set(name) & set("/:@'\"`\\") or len(name) > NAME_LENGTH or not name.isprintable():
         raise ConfigError(
-            f"{name!r} cannot be the name of a registered model: it must not be empty, and it must not hold "
-            "a slash, a colon, an @, a quote or a backslash."
+            f"{_short(name)} cannot be the name of a registered model: it must not be empty, and it must not hold "
+            f"a slash, a colon, an @, a quote or a backslash; at most {NAME_LENGTH} characters, all printable."
         )
 
 
@@ -45,7 +49,12 @@ def check_aliases(*aliases: str) -> None:
     for alias in aliases:
         if not _ALIAS.match(alias):
             raise ConfigError(
-                f"{alias!r} cannot be an alias: at most 255 letters, digits, _ and -, and neither 'latest' nor 'v1'."
+                f"{_short(alias)} cannot be an alias: at most 255 letters, digits, _ and -, and neither 'latest' nor 'v1'."
             )
     if len(set(aliases)) != len(aliases):
         raise ConfigError(f"the aliases {', '.join(aliases)} must differ: one is the champion, one the version before it.")
+
+
+def _short(text: str) -> str:
+    shown = repr(text)
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}... ({len(shown)} characters)"

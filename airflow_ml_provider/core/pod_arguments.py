@@ -26,20 +26,21 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{1
 _SCHEME = re.compile(r"[a-z]+://")
 
 
-def check_image(image: object) -> None:
+def check_image(image: object, argument: str = "image") -> None:
     """
     Refuse what is no name of an image; the kubelet would say ``InvalidImageName`` for as long as it was waited for.
 
     :param image: ``[registry[:port]/]path[:tag][@digest]``; a template is left to the run.
+    :param argument: What it was given for, for the message.
     :raises ConfigError: it is none; says which part is wrong; a retry never helps.
     """
     if is_template(image):
         return
     if not isinstance(image, str) or not image:
-        raise ConfigError(f"image={shown(image)} names no image. Give one, as 'registry.example.com/team/train:1.4'.")
+        raise ConfigError(f"{argument}={shown(image)} names no image. Give one, as 'registry.example.com/team/train:1.4'.")
     wrong = _wrong_with_image(image)
     if wrong:
-        raise ConfigError(f"image={shown(image)} is not the name of an image: {wrong}")
+        raise ConfigError(f"{argument}={shown(image)} is not the name of an image: {wrong}")
 
 
 def _wrong_with_image(image: str) -> str:
@@ -121,9 +122,13 @@ def check_command(argument: str, words: Sequence[str] | None) -> None:
     Refuse a command line that no container starts with.
 
     :param argument: ``cmds`` or ``arguments``.
-    :param words: Its words; None for the image's own.
-    :raises ConfigError: a word is too long, or has a zero byte; a retry never helps.
+    :param words: Its words; None for the image's own, a template is left to the run.
+    :raises ConfigError: it is one text, or a word is too long, or has a zero byte; a retry never helps.
     """
+    if isinstance(words, str):
+        if is_template(words):
+            return
+        raise ConfigError(f"{argument}={shown(words)} is one text, of which each letter would be a word. Give a list of words.")
     for index, word in enumerate(words or ()):
         size = _bytes(str(word))
         if size > STRING_BYTES or "\0" in str(word):

@@ -8,6 +8,7 @@ are kept for an hour, and reading them needs the right to list events.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,13 @@ TOLD_TO_GO: dict[str, tuple[PodEnd, str]] = {
 }
 """Reasons of events, the ones that say most first."""
 NOTHING = {"Cancelling deletion of Pod"}
+NO_MOUNT = "FailedMount"
+MISSING = re.compile(
+    r'\b(?:secret|configmap|persistentvolumeclaim)s?(?:\.\S+)? "[^"]*" not found|references non-existent (?:secret|config) key',
+    re.IGNORECASE,
+)
+MOUNTED = {"Pulling", "Pulled", "Created", "Started"}
+"""Reasons of events that come only once all volumes are mounted."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,20 @@ def with_events(outcome: PodOutcome, events: Iterable[PodEvent], container: str)
             said = f"{text} ({reason}: {seen[reason].message}) before its program had ended by itself"
             return outcome.model_copy(update={"end": end, "message": f"{outcome.message} But {said}."})
     return outcome
+
+
+def unmounted(events: Iterable[PodEvent]) -> str:
+    """
+    Find which Secret, ConfigMap or claim a pod's volumes are waiting for in vain.
+
+    :param events: Its events.
+    :return: The newest words on it; empty where there are none, or all is mounted by now.
+    """
+    seen = list(events)
+    if any(each.reason in MOUNTED for each in seen):
+        return ""
+    found = [f"{each.reason}: {each.message}" for each in seen if each.reason == NO_MOUNT and MISSING.search(each.message)]
+    return found[-1] if found else ""
 
 
 def warnings(events: Iterable[PodEvent], most: int = 3) -> str:

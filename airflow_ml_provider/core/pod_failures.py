@@ -67,9 +67,15 @@ REMEDIES: dict[PodEnd, str] = {
     "are told in the pod's events.",
     PodEnd.UNREACHABLE: "The pod was left alone; a retry finds it again.",
 }
+NOT_BEGUN = (
+    "The step's half has not begun, or it would have told why; the step's log says it. 'No module named airflow_ml_step': with "
+    "step='image' that file has to be in the image, where its Python finds it. Copy it there, or leave step out."
+)
+OURS = "airflow-ml-"
+"""How the containers beside a program are named that run the image of ``options.sidecar``."""
 STEP_REMEDIES = {
     "input": "An input is gone, or is not what was recorded: run the step that makes it again.",
-    "output": "The step did not write what its outputs declare: write it where the context says, or do not declare it.",
+    "output": "An output could not be stored as it is declared: write it where the context says, or do not declare it.",
     "store": "The artifact store did not answer the step. A retry can help.",
     "config": "The container's half does not fit this release, or cannot do what it is asked for: correct the image.",
 }
@@ -109,6 +115,7 @@ def explain(
     memory_on_oom: float | None = None,
     memory_limit_gib: float | None = None,
     events: Iterable[PodEvent] = (),
+    tells: bool = False,
 ) -> PodFailure:
     """
     Say why a pod came to a bad end, and what to do.
@@ -120,23 +127,25 @@ def explain(
     :param memory_on_oom: Factor by which the next try gets more after one that ran out; None for no more.
     :param memory_limit_gib: Most that it gets; None for no bound.
     :param events: Events of the pod, oldest first, where somebody has read them.
+    :param tells: The step's half runs around the program in the main container, and would have told why it ended.
     :return: The error's class, its text, and whether a retry can help.
     """
-    state = outcome.told.state if outcome.told is not None and outcome.end is PodEnd.FAILED else "succeeded"
+    state = told_state(outcome)
     error = {"store": StepStoreError, "config": PodConfigError}.get(state) or ERRORS.get(outcome.end, PodFailedError)
-    said = warnings(events)
+    said = warnings(each for each in events if not each.message or each.message not in outcome.message)
+    theirs = image and not outcome.init_container and outcome.end in {PodEnd.IMAGE, PodEnd.IMAGE_PULL, PodEnd.CONFIG}
     parts = [
         f"Try {try_number}: {outcome.message}" if try_number is not None else outcome.message,
-        f"The step says: {outcome.told.error}" if outcome.told is not None and outcome.told.error not in outcome.message else "",
+        _said(outcome, state),
         _meaning(outcome, state),
-        f"The image is {image!r}." if image and outcome.end in {PodEnd.IMAGE, PodEnd.IMAGE_PULL, PodEnd.CONFIG} else "",
+        f"The image is {image!r}." if theirs else "",
         f"Events: {said}." if said else "",
     ]
     if outcome.end is PodEnd.OUT_OF_MEMORY:
         more = next_memory_gib(memory_gib, memory_on_oom, memory_limit_gib)
         parts.append(_more_memory(memory_gib, memory_on_oom, memory_limit_gib))
         return PodFailure(error, _joined(parts), more is not None)
-    return PodFailure(error, _joined([*parts, STEP_REMEDIES.get(state) or _remedy(outcome)]), error.curable)
+    return PodFailure(error, _joined([*parts, STEP_REMEDIES.get(state) or _remedy(outcome, tells=tells)]), error.curable)
 
 
 def next_memory_gib(current: float | None, factor: float | None, limit: float | None) -> float | None:
@@ -158,6 +167,26 @@ def _joined(parts: Iterable[str]) -> str:
     return " ".join(each if each.endswith((".", "?", "!")) else f"{each}." for each in parts if each)
 
 
+def told_state(outcome: PodOutcome) -> str:
+    """
+    Take the step's word for how it went, unless it is the sidecar's, which does not know of a program that failed.
+
+    :param outcome: The end of the pod.
+    :return: One of ``StepState``; ``succeeded`` too for an end that Kubernetes has seen better.
+    """
+    if outcome.told is None or outcome.end is not PodEnd.FAILED:
+        return "succeeded"
+    return "failed" if outcome.told_beside and outcome.exit_code else outcome.told.state
+
+
+def _said(outcome: PodOutcome, state: str) -> str:
+    """Quote the step, where it says more than Kubernetes; what a program that failed has left is not why it failed."""
+    told = outcome.told
+    if told is None or told.error in outcome.message or (told.state == "output" and state == "failed"):
+        return ""
+    return f"The step says: {told.error}"
+
+
 def _meaning(outcome: PodOutcome, state: str) -> str:
     """Say what an exit code means, where a program may have said nothing else."""
     if outcome.end is not PodEnd.FAILED or state not in {"succeeded", "failed"} or outcome.exit_code is None:
@@ -165,13 +194,35 @@ def _meaning(outcome: PodOutcome, state: str) -> str:
     return EXIT_CODES.get(outcome.exit_code, "")
 
 
-def _remedy(outcome: PodOutcome) -> str:
-    if outcome.end is PodEnd.CONFIG and "python" in outcome.message and "could not be started" in outcome.message:
-        return (
-            "The image has no such Python, which the step's half in the container needs: name the interpreter, take an image "
-            "with Python 3.8 or later, or give options a sidecar."
-        )
+def _remedy(outcome: PodOutcome, *, tells: bool) -> str:
+    if outcome.end is PodEnd.CONFIG:
+        return _config_remedy(outcome)
+    if outcome.end is PodEnd.FAILED and outcome.init_container:
+        if outcome.gone:
+            return "Its log went with the pod."
+        return f"The last lines of init container {outcome.init_container} are in the task's log."
+    if outcome.end is PodEnd.FAILED and tells and outcome.told is None and outcome.exit_code == 1:
+        return NOT_BEGUN
     return REMEDIES.get(outcome.end, "")
+
+
+def _config_remedy(outcome: PodOutcome) -> str:
+    if "runAsNonRoot" in outcome.message:
+        return (
+            "Name a user that is not root: container_security_context={'runAsUser': 1000}, or take an image whose USER is a "
+            "number other than 0."
+        )
+    if "python" not in outcome.message or "could not be started" not in outcome.message:
+        return REMEDIES[PodEnd.CONFIG]
+    if outcome.init_container.startswith(OURS):
+        return (
+            "The image of options.sidecar has no such Python: take one with Python 3.8 or later, or name its interpreter "
+            "(options.python)."
+        )
+    return (
+        "The image has no such Python, which the step's half in the container needs: name the interpreter, take an image "
+        "with Python 3.8 or later, or give options a sidecar."
+    )
 
 
 def _more_memory(memory_gib: float | None, factor: float | None, limit: float | None) -> str:
@@ -180,5 +231,8 @@ def _more_memory(memory_gib: float | None, factor: float | None, limit: float | 
     if more is not None:
         return f"{had}; the next try gets {more:g} GiB (memory_on_oom={factor:g})."
     if memory_gib is not None and factor is not None and limit is not None:
-        return f"{had}, and the limit is {limit:g} GiB: raise it, or let the step need less."
+        return (
+            f"{had}, which is all that options.memory_limit_gib allows ({limit:g} GiB, where it is not given four times "
+            "memory_gib): raise it, or let the step need less."
+        )
     return f"{had}: raise memory_gib, set memory_on_oom (1.5 gives the next try half as much again), or let the step need less."

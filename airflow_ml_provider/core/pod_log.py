@@ -6,17 +6,21 @@ reading from one second on holds the same lines in the same order each time, and
 the number of lines from there on that are done. It stays a tenth of a second behind the newest line, because
 standard output and standard error are written by two threads, and their lines may be out of order by that much.
 
+A second that is larger than a reading may be cannot be asked for from its middle: it is read piece by piece (``stuck``), what is
+done of it is passed over, and the connection is closed once there is enough that is new.
+
 What can be lost is said in the log itself: lines of a file that the kubelet has rotated away (a reading has only the newest
-file), and what one reading of ``CAP_BYTES`` cannot hold. A node's clock that is set back hides lines until it has caught up.
+file). A node's clock that is set back hides lines until it has caught up.
 
 **Bound**: a reading is at most ``limit_bytes``: 256 KiB, doubled while readings bring little that is new, never more than 4 MiB.
-Its new lines are held as text beside it, and nothing else.
+Its new lines are held as text beside it, and nothing else; piece by piece it is these alone, 4 MiB of them at most.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
@@ -47,6 +51,7 @@ class LogCursor:
     :param newest: Latest time of a line that is done.
     :param limit_bytes: Bytes that the next reading may have.
     :param behind: There is more to be read at once.
+    :param stuck: The next reading comes piece by piece, without a limit: what is done of its first second fills a whole one.
     :param tail: The next reading is the log's end: what lies between could not be read.
     :param probe: The next reading is the log's end too, to see at little cost whether a log that was loud and is quiet now has
         gone on; not written down.
@@ -59,6 +64,7 @@ class LogCursor:
     newest: str = ""
     limit_bytes: int = LIMIT_BYTES
     behind: bool = False
+    stuck: bool = False
     tail: bool = False
     probe: bool = False
 
@@ -113,9 +119,29 @@ class LogCursor:
             quiet = self.tail or (not lines and (self.probe or len(raw) > LOUD_BYTES))
             return lines, replace(reading.cursor(), limit_bytes=smaller, behind=False, probe=quiet)
         if not lines and self.limit_bytes >= CAP_BYTES:
-            return reading.cut(), replace(self, tail=True, behind=not self.tail)
+            return (reading.cut(), replace(self, behind=False)) if self.tail else ([], replace(self, stuck=True, behind=True))
         more = min(CAP_BYTES, self.limit_bytes * 2) if reading.new_bytes < self.limit_bytes // 2 else self.limit_bytes
         return lines, replace(reading.cursor(), limit_bytes=more, behind=True)
+
+    def take_pieces(self, pieces: Iterable[bytes], *, complete: bool = False) -> tuple[list[str], LogCursor]:
+        """
+        Take the lines of a reading that are new, as many as one reading may hold; no more pieces are taken than that.
+
+        :param pieces: The answer to a request without :attr:`limit_bytes`, cut anywhere.
+        :param complete: As for :meth:`take`.
+        :return: As :meth:`take`.
+        """
+        reading, lines, fed = LogReading(self), [], 0
+        for piece in pieces:
+            lines += reading.feed(piece)
+            fed += len(piece)
+            if reading.new_bytes >= CAP_BYTES:
+                cursor = reading.cursor()
+                return lines, replace(cursor, behind=True, stuck=cursor.since == self.since)
+            if reading.searching and fed > CAP_BYTES:  # of a log that was rotated, all that is held back
+                return [], replace(self, tail=True, stuck=False, behind=True)
+        lines += reading.end(complete=complete)
+        return lines, replace(reading.cursor(), behind=False, stuck=False, probe=not lines)
 
 
 @dataclass
@@ -145,6 +171,11 @@ class LogReading:
 
     def __post_init__(self) -> None:
         self._searching = self.start.tail_lines is not None and bool(self.start.last)
+
+    @property
+    def searching(self) -> bool:
+        """Whether it still looks for the newest line that was done, and holds back what it meets."""
+        return self._searching
 
     def feed(self, raw: bytes) -> list[str]:
         """

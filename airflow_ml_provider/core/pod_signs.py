@@ -61,6 +61,9 @@ NODE_TROUBLE = re.compile(
     r"|no space left on device|device or resource busy|too many open files|transport is closing|connection refused",
     re.IGNORECASE,
 )
+MISSING_CLAIM = re.compile(r'persistentvolumeclaim "[^"]*" not found', re.IGNORECASE)
+BEING_MADE = {"", "ContainerCreating", "PodInitializing"}
+"""Reasons of a container that waits for its volumes, its network and its image, and says no more."""
 QUOTED = re.compile(r'"[^"]*"')
 
 Order = Literal["none", "after", "unclear", "before"]
@@ -210,6 +213,29 @@ def waits_for(pod: PodSnapshot) -> str:
     if not found.reason:
         return "the scheduler has not looked at it yet"
     return found.message or found.reason
+
+
+def missing_claim(pod: PodSnapshot) -> Trouble | None:
+    """
+    Find whether a pod gets no node because a volume claim does not exist: no room would mend that.
+
+    :param pod: The pod.
+    :return: The trouble; None for one that has a node, or waits for another thing.
+    """
+    text = _condition(pod, "PodScheduled").message
+    return None if scheduled(pod) or not MISSING_CLAIM.search(text) else Trouble(PodEnd.CONFIG, f"it cannot be scheduled: {text}")
+
+
+def being_made(pod: PodSnapshot) -> bool:
+    """
+    Say whether a pod has a node, and nothing of it has begun to run: its events may tell what the pod itself does not.
+
+    :param pod: The pod.
+    :return: True while its containers only wait, and none of them says for what.
+    """
+    both = (*pod.containers, *pod.init_containers)
+    waits = all(each.state == "waiting" and each.reason in BEING_MADE for each in both)
+    return scheduled(pod) and pod.deleted_at is None and pod.phase == "Pending" and waits
 
 
 def node_is_silent(pod: PodSnapshot) -> bool:

@@ -6,7 +6,7 @@ In doubt it is no success: a step that runs once more costs time, a success that
 
 from __future__ import annotations
 
-from airflow_ml_provider.core.pod_signs import KILLED, NODE_TROUBLE, NOT_RUN, disruption, order
+from airflow_ml_provider.core.pod_signs import BEING_MADE, KILLED, NODE_TROUBLE, NOT_RUN, disruption, order
 from airflow_ml_provider.models.pod import ContainerStatus, PodEnd, PodOutcome, PodSnapshot
 from airflow_ml_provider.models.pod_step import StepMessage
 
@@ -136,6 +136,7 @@ def outcome(pod: PodSnapshot, found: Verdict, container: str, sidecar: str | Non
         exit_code=code,
         message=f"Pod {pod.namespace}/{pod.name}{f' on node {pod.node}' if pod.node else ''}: {found[1].rstrip('. ')}.",
         told=told_by(pod, container, sidecar),
+        init_container=_init_at_fault(pod, main),
         told_beside=_words(main) is None and told_by(pod, container, sidecar) is not None,
         gone=gone,
     )
@@ -189,6 +190,15 @@ def _never_ended(pod: PodSnapshot, main: ContainerStatus | None) -> Verdict:
     if pod.phase == "Succeeded" or (main is not None and main.state == "running"):
         return PodEnd.NODE_LOST, f"it is {pod.phase}, and nobody has seen the end of its main container"
     return PodEnd.NOT_STARTED, f"its node refused it ({pod.reason or 'no reason given'}: {pod.message or 'no message given'})"
+
+
+def _init_at_fault(pod: PodSnapshot, main: ContainerStatus | None) -> str:
+    """Name the init container because of which the main one never began."""
+    if main is not None and main.state != "waiting":
+        return ""
+    failed = [each.name for each in pod.init_containers if each.exit_code]
+    stuck = [each.name for each in pod.init_containers if each.state == "waiting" and each.reason not in BEING_MADE]
+    return next(iter(failed + stuck), "")
 
 
 def _bad_end(container: ContainerStatus) -> Verdict | None:

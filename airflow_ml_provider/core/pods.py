@@ -13,10 +13,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from airflow_ml_provider.core import pod_signs, pod_verdict
+from airflow_ml_provider.core.pod_events import PodEvent, unmounted
 from airflow_ml_provider.models.pod import PodEnd, PodOutcome, PodSnapshot
 
 GRACE_S = 15.0
 """Seconds that a missing image, Secret or ConfigMap may take to appear."""
+EVENTS_EVERY_S = 30.0
+"""Seconds between two readings of the events of a pod that is being made."""
 CONFIRM_S = 5.0
 """Seconds between the two looks that prove a pod which was never seen to be gone."""
 SILENT_S = 10.0
@@ -25,6 +28,8 @@ TERMINATING_S = 60.0
 """The same for a pod that was deleted for another reason, and for one of phase ``Unknown``."""
 YOUNG_S = 10.0
 """Seconds after something has happened in which more is likely to."""
+JUST_BACK_S = 60.0
+"""Seconds in which an API server that was away may refuse what it allows: it has not read its roles again yet."""
 SHARE, SLOWDOWN = 0.05, 5.0
 BACKOFF_CAP_S = 30.0
 NOTE_LETTERS = 600
@@ -66,10 +71,15 @@ class PodWatch:
     _began: bool = field(default=False, init=False)  # its container has run
     _trouble: pod_signs.Trouble | None = field(default=None, init=False)
     _trouble_at: float = field(default=0.0, init=False)
+    _claim_at: float | None = field(default=None, init=False)  # since when it waits for a claim that does not exist
+    _mount: str = field(default="", init=False)  # what its volumes lack, by its events
+    _mount_at: float = field(default=0.0, init=False)
+    _events_at: float | None = field(default=None, init=False)  # when they are to be read again; None for at once
     _unknown_at: float | None = field(default=None, init=False)
     _absent_at: float | None = field(default=None, init=False)
     _failing_since: float | None = field(default=None, init=False)
     _failures: int = field(default=0, init=False)
+    _failed_at: float | None = field(default=None, init=False)  # the last time that a look has failed
 
     def __post_init__(self) -> None:
         self._changed_at = self.now
@@ -112,6 +122,40 @@ class PodWatch:
                 return self._told(pod, found, gone=True)
         return None
 
+    def wants_events(self, now: float) -> bool:
+        """
+        Say whether to read the pod's events now: its containers are being made, and that takes long.
+
+        :param now: The time.
+        :return: True once in :data:`EVENTS_EVERY_S` at most; give what is read to :meth:`on_events`.
+        """
+        pod = self._last
+        if pod is None or self._began or self._failures or not pod_signs.being_made(pod) or now - self._since(pod, now) < GRACE_S:
+            return False
+        if self._events_at is not None and now < self._events_at:
+            return False
+        self._events_at = now + EVENTS_EVERY_S
+        return True
+
+    def on_events(self, events: Iterable[PodEvent] | None, now: float) -> PodOutcome | None:
+        """
+        Take in the events of a pod that is being made: a Secret or a ConfigMap that does not exist is told in them alone.
+
+        :param events: Its events; None where this account may not read them, which are then not asked for again.
+        :param now: The time.
+        :return: The end, for what has been missing for :data:`GRACE_S`; None to go on.
+        """
+        if events is None:
+            self._events_at = float("inf")
+            return None
+        before, self._mount = self._mount, unmounted(events)
+        self._mount_at = self._mount_at if before else now
+        if self._mount and self._last is not None:
+            self._say(self._note_of(self._last), now)
+            if now - self._mount_at >= GRACE_S:
+                return self._told(self._last, (PodEnd.CONFIG, f"its volumes cannot be mounted: {self._mount}"))
+        return None
+
     def on_error(self, error: str, now: float) -> PodOutcome | None:
         """
         Take in that a look has failed.
@@ -122,6 +166,7 @@ class PodWatch:
         """
         self._failing_since = now if self._failing_since is None else self._failing_since
         self._failures += 1
+        self._failed_at = now
         self._say("the API server does not answer; the pod goes on meanwhile", now)
         waited = now - self._failing_since
         if waited >= self.patience_s:
@@ -130,6 +175,15 @@ class PodWatch:
         if self.deadline is not None and now >= self.deadline:
             return self._lost(PodEnd.DEADLINE, f"its time is up, and the API server does not answer, so it may run on: {error}")
         return None
+
+    def is_just_back(self, now: float) -> bool:
+        """
+        Say whether a refusal may not be meant: the API server was away a moment ago.
+
+        :param now: The time.
+        :return: Whether a look has failed within the last minute.
+        """
+        return self._failed_at is not None and now - self._failed_at < JUST_BACK_S
 
     def pause_s(self, now: float, base_s: float = 2.0) -> float:
         """
@@ -157,12 +211,21 @@ class PodWatch:
             self._unknown_at = None
         elif self._unknown_at is None:
             self._unknown_at = now
-        self._say(_note(pod, self.container), now)
+        self._say(self._note_of(pod), now)
 
     def _say(self, note: str, now: float) -> None:
         note = note if len(note) <= NOTE_LETTERS else f"{note[:NOTE_LETTERS]}..."
         if note != self.note:
             self.note, self._changed_at = note, now
+
+    def _note_of(self, pod: PodSnapshot) -> str:
+        note = _note(pod, self.container)
+        return f"{note}; {self._mount}" if self._mount and pod_signs.being_made(pod) else note
+
+    def _since(self, pod: PodSnapshot, now: float) -> float:
+        """Say since when it has its node."""
+        condition = pod.conditions.get("PodScheduled")
+        return _epoch(condition.at if condition is not None else pod.created_at, self.now, now)
 
     def _overdue(self, pod: PodSnapshot, now: float) -> pod_verdict.Verdict | None:
         """Give up a pod that should have gone by now: whoever ought to stop it does not answer."""
@@ -178,6 +241,10 @@ class PodWatch:
 
     def _not_begun(self, pod: PodSnapshot, now: float) -> pod_verdict.Verdict | None:
         if not pod_signs.scheduled(pod):
+            lacks = pod_signs.missing_claim(pod)
+            self._claim_at = None if lacks is None else self._claim_at if self._claim_at is not None else now
+            if lacks is not None and self._claim_at is not None and now - self._claim_at >= GRACE_S:
+                return lacks.end, lacks.text
             waited = now - _epoch(pod.created_at, self.now, now)
             if self.capacity_timeout_s is None or waited < self.capacity_timeout_s:
                 return None
@@ -186,8 +253,7 @@ class PodWatch:
         found = self._meets(pod, now)
         if found is not None and found.grace_s is not None and now - self._trouble_at >= found.grace_s:
             return found.end, found.text
-        condition = pod.conditions.get("PodScheduled")
-        waited = now - _epoch(condition.at if condition is not None else pod.created_at, self.now, now)
+        waited = now - self._since(pod, now)
         if waited < self.startup_timeout_s:
             return None
         limit = f"it did not start within {self.startup_timeout_s:.0f} s of its scheduling (startup_timeout)"

@@ -147,6 +147,11 @@ class MLTask(_TaskDecorator):  # type: ignore[type-arg]  # private and generic i
         check_missing(self.signature, {*given, *self.kwargs.get("op_kwargs", {}), *filled})
 
     def _expand(self, expand_input: Any, *, strict: bool) -> StepReference:
+        # Airflow makes the operators of a mapped step when they run; what can be said now is said now.
+        read_cache = getattr(self.operator_class, "read_cache", None)
+        if read_cache is not None and isinstance(expand_input.value, Mapping):
+            given = {**self.kwargs.get("op_kwargs", {}), **expand_input.value}
+            read_cache(self.kwargs.get("cache"), self.kwargs["task_id"], inspect.unwrap(self.function), given)
         mapped: Any = super()._expand(expand_input, strict=strict)
         return StepReference(mapped.operator, signature=self.signature)
 
@@ -214,7 +219,7 @@ def make_task(function: Callable[..., Any], operator_class: type[BaseOperator], 
         signature=signature,
         multiple_outputs=False,
         operator_class=operator_class,
-        kwargs=kwargs,
+        kwargs={**kwargs},  # Airflow writes the task's id into it, and one decorator may be used for many functions
     )
 
 
@@ -236,7 +241,7 @@ def ml_task(
 
     :param python_callable: Function whose parameters are ``Input[...]``, ``Output[...]`` and plain JSON values.
     :param multiple_outputs: Not for steps: their outputs are declared. Only None or False.
-    :param kwargs: ``mlflow_conn_id``, ``experiment``, ``artifact_root``, and anything that an Airflow operator takes.
+    :param kwargs: ``mlflow_conn_id``, ``experiment``, ``artifact_root``, ``cache``, and anything that an Airflow operator takes.
     :return: The step; call it inside a DAG.
     :raises ConfigError: the function's signature cannot be a step's; a retry never helps.
     """

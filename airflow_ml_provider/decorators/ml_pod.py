@@ -12,6 +12,7 @@ from typing import Any, ParamSpec
 
 from airflow_ml_provider.decorators.ml import MLTask, Step, make_task, refuse_multiple_outputs
 from airflow_ml_provider.operators.pod_function import MLPodFunctionOperator
+from airflow_ml_provider.operators.pod_parse import check_partial
 
 P = ParamSpec("P")
 
@@ -28,6 +29,7 @@ def ml_pod_task(*, multiple_outputs: bool | None = None, **kwargs: Any) -> Calla
     :raises ConfigError: the function cannot be a step's, or cannot travel; a retry never helps.
     """
     refuse_multiple_outputs(multiple_outputs)
+    check_partial(kwargs)
 
     def decorate(function: Callable[P, Any]) -> Any:
         return make_task(function, MLPodFunctionOperator, kwargs)

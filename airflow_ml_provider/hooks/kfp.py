@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 from urllib.parse import quote
 
+from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.sdk import BaseHook
 
-from airflow_ml_provider._compat import connection_not_found
 from airflow_ml_provider.config import Settings, load_settings
 from airflow_ml_provider.exceptions import ConfigError, RemoteNotFoundError, RemoteUnavailableError
 from airflow_ml_provider.hooks.kfp_connection import read_server
-from airflow_ml_provider.hooks.kfp_server import KfpServer
+from airflow_ml_provider.hooks.kfp_server import LOCAL, KfpServer
 
 if TYPE_CHECKING:
     from airflow_ml_provider.hooks.kfp_client import KfpClient
@@ -263,7 +263,7 @@ class KfpHook(BaseHook):
         """
         try:
             found = self.get_connection(self.kfp_conn_id)
-        except connection_not_found() as error:
+        except AirflowNotFoundException as error:
             raise ConfigError(
                 f"there is no connection {self.kfp_conn_id!r}. Add it: airflow connections add {self.kfp_conn_id} "
                 "--conn-type kfp --conn-host http://<server>:8888"
@@ -284,9 +284,9 @@ class KfpHook(BaseHook):
 
         :param settings: Timeouts and retries; None reads the section ``[ml]``.
         :return: The client; close it when done.
-        :raises ConfigError: the connection is missing or unusable; a retry never helps.
+        :raises ConfigError: the connection is missing, unusable, or has no server (``local://``); a retry never helps.
         """
-        return KfpApi(self.server(), settings)
+        return KfpApi(_with_server(self.server()), settings)
 
     def get_conn(self) -> KfpClient:
         """
@@ -296,17 +296,21 @@ class KfpHook(BaseHook):
         ``ApiException``.
 
         :return: A ``kfp_server_api.ApiClient``; close it when done.
-        :raises ConfigError: the connection is missing or unusable; a retry never helps.
+        :raises ConfigError: the connection is missing, unusable, or has no server (``local://``); a retry never helps.
         """
-        return _client(self.server())
+        return _client(_with_server(self.server()))
 
     def test_connection(self) -> tuple[bool, str]:
         """
         Try the connection, for the button in Airflow's UI: that the server answers, and that it lets us list runs.
 
+        Of ``local://`` it says whether the SDK's interpreter is there or can be made, on the machine that was asked.
+
         :return: Whether it works, and a sentence: the server's version, or what to mend.
         """
         try:
+            if self.server().local:
+                return _try_local()
             with self.api(Settings(http_timeout_s=15, http_retries=0)) as api:
                 health = api.get(HEALTH)  # answers anybody; only the list tells of rights
                 return _try_list(api, health)
@@ -323,6 +327,22 @@ def _client(server: KfpServer, settings: Settings | None = None) -> KfpClient:
             "tasks and triggers run."
         ) from error
     return KfpClient(server, settings)
+
+
+def _with_server(server: KfpServer) -> KfpServer:
+    if server.local:
+        raise ConfigError(
+            f"connection {server.conn_id!r} has no server (host {LOCAL!r}): it runs pipelines on the worker, by "
+            "KfpRunPipelineOperator and `airflow-ml kfp run` alone. Registered pipelines, recurring runs, experiments, sensors "
+            "and triggers need the connection of a server."
+        )
+    return server
+
+
+def _try_local() -> tuple[bool, str]:
+    from airflow_ml_provider.hooks.kfp_interpreter import KfpInterpreter
+
+    return KfpInterpreter(load_settings()).check()
 
 
 def _try_list(api: KfpApi, health: Mapping[str, Any]) -> tuple[bool, str]:

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 from urllib.parse import quote_plus
 
 from airflow_ml_provider.exceptions import ConfigError, RemoteUnavailableError, UnauthorizedError
-from airflow_ml_provider.hooks.kfp_network import Network, unlogged
 from airflow_ml_provider.hooks.kfp_server import (
     TOKEN_FILE,
     TOKEN_FILE_VARIABLE,
@@ -23,6 +22,7 @@ from airflow_ml_provider.hooks.kfp_server import (
     ServiceAccountAuth,
     UserHeaderAuth,
 )
+from airflow_ml_provider.hooks.network import Network, unlogged
 
 Headers = Mapping[str, str]
 Fetch = Callable[[], tuple[Headers, float | None]]

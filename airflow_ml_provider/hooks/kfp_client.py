@@ -30,9 +30,9 @@ from airflow_ml_provider.config import Settings, load_settings
 from airflow_ml_provider.exceptions import ConfigError, RemoteUnavailableError
 from airflow_ml_provider.hooks.kfp_answers import Answer, error_of, refused_upload, wants_login
 from airflow_ml_provider.hooks.kfp_auth import credentials_of
-from airflow_ml_provider.hooks.kfp_network import Network
 from airflow_ml_provider.hooks.kfp_retries import Pace, log_repetition
 from airflow_ml_provider.hooks.kfp_server import KfpServer
+from airflow_ml_provider.hooks.network import Network
 
 log = logging.getLogger(__name__)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, NamedTuple
-from urllib.parse import urlsplit
+from collections.abc import Callable
+from typing import Any
 
 from airflow_ml_provider.exceptions import ConfigError
+from airflow_ml_provider.hooks.connection_fields import Extra, Fields, form_field, read_url, suggest
 from airflow_ml_provider.hooks.kfp_server import (
     AUDIENCE,
+    LOCAL,
     USER_HEADER,
     BearerAuth,
     DexAuth,
@@ -22,24 +22,9 @@ from airflow_ml_provider.hooks.kfp_server import (
 )
 
 AUTHS = ("none", "bearer", "service-account", "user-header", "oidc", "dex")
+EXAMPLE = "https://kubeflow.example.com/pipeline"
 SHORTEST_TOKEN_S = 600
 """Seconds; Kubernetes refuses to give tokens of a shorter life."""
-
-
-class Extra(NamedTuple):
-    """
-    One extra of the connection.
-
-    :param kind: JSON type.
-    :param title: Label in the form.
-    :param meaning: What it means, with its default.
-    :param auths: Values of ``auth`` that read it; empty for all.
-    """
-
-    kind: Literal["string", "boolean", "integer"]
-    title: str
-    meaning: str
-    auths: tuple[str, ...] = ()
 
 
 EXTRAS: dict[str, Extra] = {
@@ -127,24 +112,19 @@ def kfp_connection() -> dict[str, Any]:
                 "login": "User or client id",
                 "password": "Token, password or client secret",
             },
-            "placeholders": {"host": "https://kubeflow.example.com/pipeline"},
+            "placeholders": {"host": "https://kubeflow.example.com/pipeline, or local://"},
         },
         "conn-fields": {name: _form_field(name, extra) for name, extra in EXTRAS.items()},
     }
 
 
 def _form_field(name: str, extra: Extra) -> dict[str, Any]:
-    schema: dict[str, Any] = {"type": [extra.kind, "null"]}
-    if name == "verify_tls":
-        schema = {"type": "boolean", "default": True}  # a switch without a value looks switched off
+    field = form_field(name, extra)
     if name == "auth":
-        schema["enum"] = [*AUTHS, None]
+        field["schema"]["enum"] = [*AUTHS, None]
     if name == "token_lifetime_s":
-        schema["minimum"] = SHORTEST_TOKEN_S
-    if name == "proxy":
-        schema["format"] = "password"  # it can hold one
-    read_by = f" Read by {' and '.join(extra.auths)}." if extra.auths else ""
-    return {"label": extra.title, "schema": schema, "description": extra.meaning + read_by}
+        field["schema"]["minimum"] = SHORTEST_TOKEN_S
+    return field
 
 
 def read_server(
@@ -161,7 +141,7 @@ def read_server(
     Read a connection's fields.
 
     :param conn_id: For messages.
-    :param host: A URL with a path if need be, or a host name alone.
+    :param host: A URL with a path if need be, or a host name alone; ``local://`` for no server but this machine.
     :param port: Port, if it is not in ``host``.
     :param schema: ``http`` or ``https``, if it is not in ``host``; ``http`` by default.
     :param login: User, or client id.
@@ -170,18 +150,20 @@ def read_server(
     :return: The server. No file is read and nothing is asked.
     :raises ConfigError: a field is missing, unknown, or not what it should be; a retry never helps.
     """
-    fields = _Fields(conn_id, (login or "").strip(), (password or "").strip(), _extras(conn_id, extra))
-    url = _url(conn_id, "host", host, port, schema)
+    fields = Fields(conn_id, "docs/kfp-connection.md", EXTRAS, login=login, password=password, extra=extra)
+    if (host or "").strip().lower().startswith("local:/"):
+        return _local(fields, str(host).strip(), port)
+    url = read_url(conn_id, "host", host, example=EXAMPLE, port=port, schema=schema)
     name = fields.text("auth") or ("bearer" if fields.password and not fields.login else "none")
     if name not in AUTHS:
-        raise ConfigError(f"connection {conn_id!r}: there is no auth {name!r}.{_suggest(name, AUTHS)}")
-    fields.refuse_strangers(name)
+        raise ConfigError(f"connection {conn_id!r}: there is no auth {name!r}.{suggest(name, AUTHS)}")
+    _refuse_strangers(fields, name)
     ui_url = fields.text("ui_url")
     return KfpServer(
         conn_id=conn_id,
-        url=url,
+        url=url.removesuffix("/apis/v2beta1").removesuffix("/apis"),
         namespace=fields.text("namespace"),
-        ui_url=_url(conn_id, "ui_url", ui_url) if ui_url else "",
+        ui_url=read_url(conn_id, "ui_url", ui_url, example=EXAMPLE) if ui_url else "",
         auth=_READERS[name](fields),
         verify_tls=fields.flag("verify_tls", default=True),
         ca_file=fields.text("ca_file"),
@@ -189,79 +171,31 @@ def read_server(
     )
 
 
-class _Fields:
-    """Login, password and extras of one connection, asked for by name and type."""
-
-    def __init__(self, conn_id: str, login: str, password: str, extras: Mapping[str, Any]) -> None:
-        self.conn_id, self.login, self.password, self.extras = conn_id, login, password, extras
-
-    def text(self, name: str, default: str = "") -> str:
-        value = self.extras.get(name, default)
-        if not isinstance(value, str) or not value.isprintable():
-            self.refuse(f"extra {name!r} is {value!r}, but must be a text in one line")
-        return str(value).strip()
-
-    def flag(self, name: str, *, default: bool) -> bool:
-        value = self.extras.get(name, default)
-        known = {"true": True, "false": False}
-        if isinstance(value, str) and value.lower() in known:
-            return known[value.lower()]
-        if not isinstance(value, bool):
-            self.refuse(f"extra {name!r} is {value!r}, but must be true or false")
-        return bool(value)
-
-    def seconds(self, name: str, default: int, least: int) -> int:
-        value = self.extras.get(name, default)
-        if isinstance(value, str) and value.isascii() and value.isdecimal():
-            value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            self.refuse(f"extra {name!r} is {value!r}, but must be a whole number of seconds, at least {least}")
-        return int(value)
-
-    def needed(self, what: str, value: str) -> str:
-        if not value:
-            self.refuse(f"auth needs {what}")
-        return value
-
-    def refuse(self, reason: str) -> None:
-        raise ConfigError(f"connection {self.conn_id!r}: {reason}. See docs/kfp-connection.md.")
-
-    def refuse_strangers(self, auth: str) -> None:
-        """Refuse what the chosen authentication does not read: it would be ignored without a word."""
-        for name in self.extras:
-            readers = EXTRAS[name].auths
-            if readers and auth not in readers:
-                self.refuse(f"extra {name!r} is read by auth {' and '.join(map(repr, readers))} only, but auth is {auth!r}")
-        if auth in {"none", "service-account"} and (self.password or self.login):
-            field = "password" if self.password else "login"
-            self.refuse(
-                f"{field} is set, but auth {auth!r} does not read it: remove it, or choose auth bearer, oidc, dex or user-header"
-            )
+def _local(fields: Fields, host: str, port: int | None) -> KfpServer:
+    """Read a connection without a server: there is nothing to say but that."""
+    given = [name for name, value in (("login", fields.login), ("password", fields.password), ("port", port)) if value]
+    given += [f"extra {name!r}" for name in fields.extras]
+    if host.lower() != LOCAL:
+        fields.refuse(f"host {host!r} is neither {LOCAL!r}, which runs pipelines on this machine, nor the URL of a server")
+    if given:
+        fields.refuse(f"host {LOCAL!r} has no server that would read {' and '.join(given)}: remove that")
+    return KfpServer(conn_id=fields.conn_id, url=LOCAL)
 
 
-def _extras(conn_id: str, extra: str | None) -> dict[str, Any]:
-    """Read the extras ourselves: Airflow takes what is no JSON for empty, which would be a connection without credentials."""
-    if not (extra or "").strip():
-        return {}
-    try:
-        found = json.loads(str(extra))
-    except ValueError as error:
-        raise ConfigError(f"connection {conn_id!r}: extra is not valid JSON ({error}). Write it as an object.") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"connection {conn_id!r}: extra is a {type(found).__name__}, but must be a JSON object.")
-    for name in found:
-        if name not in EXTRAS:
-            raise ConfigError(f"connection {conn_id!r} has an unknown extra {name!r}.{_suggest(name, EXTRAS)}")
-    return {name: value for name, value in found.items() if value not in (None, "")}  # as the form leaves what is not filled in
+def _refuse_strangers(fields: Fields, auth: str) -> None:
+    """Refuse what the chosen authentication does not read: it would be ignored without a word."""
+    for name in fields.extras:
+        readers = EXTRAS[name].auths
+        if readers and auth not in readers:
+            fields.refuse(f"extra {name!r} is read by auth {' and '.join(map(repr, readers))} only, but auth is {auth!r}")
+    if auth in {"none", "service-account"} and (fields.password or fields.login):
+        field = "password" if fields.password else "login"
+        fields.refuse(
+            f"{field} is set, but auth {auth!r} does not read it: remove it, or choose auth bearer, oidc, dex or user-header"
+        )
 
 
-def _suggest(name: str, known: Iterable[str]) -> str:
-    from airflow_ml_provider.core.wiring import did_you_mean  # only for a message: every process of Airflow imports this module
-
-    return did_you_mean(name, known)
-
-
-def _bearer(fields: _Fields) -> KfpAuth:
+def _bearer(fields: Fields) -> KfpAuth:
     variable, file = fields.text("token_variable"), fields.text("token_file")
     sources = [
         name for name, value in (("password", fields.password), ("token_variable", variable), ("token_file", file)) if value
@@ -275,7 +209,7 @@ def _bearer(fields: _Fields) -> KfpAuth:
     return BearerAuth(token=fields.password, variable=variable, file=file)
 
 
-def _service_account(fields: _Fields) -> KfpAuth:
+def _service_account(fields: Fields) -> KfpAuth:
     connection, name, file = fields.text("kubernetes_conn_id"), fields.text("service_account"), fields.text("token_file")
     audience = fields.text("audience") or AUDIENCE
     if not connection:
@@ -295,7 +229,7 @@ def _service_account(fields: _Fields) -> KfpAuth:
     )
 
 
-def _user_header(fields: _Fields) -> KfpAuth:
+def _user_header(fields: Fields) -> KfpAuth:
     user = fields.needed("user, or login: the name to send", fields.text("user") or fields.login)
     header = fields.text("user_header") or USER_HEADER
     if (
@@ -310,13 +244,17 @@ def _user_header(fields: _Fields) -> KfpAuth:
     return UserHeaderAuth(user=user, header=header)
 
 
-def _oidc(fields: _Fields) -> KfpAuth:
+def _oidc(fields: Fields) -> KfpAuth:
     place = fields.text("client_auth") or "header"
     if place not in {"header", "body"}:
         fields.refuse(f"client_auth is {place!r}, but must be 'header' or 'body'")
     return OidcAuth(
-        token_url=_url(
-            fields.conn_id, "token_url", fields.needed("token_url, the provider's token endpoint", fields.text("token_url"))
+        token_url=read_url(
+            fields.conn_id,
+            "token_url",
+            fields.needed("token_url, the provider's token endpoint", fields.text("token_url")),
+            example="https://keycloak.example.com/realms/ml/protocol/openid-connect/token",
+            query=True,
         ),
         client_id=fields.needed("login, the client's id", fields.login),
         client_secret=fields.needed("password, the client's secret", fields.password),
@@ -326,7 +264,7 @@ def _oidc(fields: _Fields) -> KfpAuth:
     )
 
 
-def _dex(fields: _Fields) -> KfpAuth:
+def _dex(fields: Fields) -> KfpAuth:
     return DexAuth(
         username=fields.needed("login, the user's name", fields.login),
         password=fields.needed("password", fields.password),
@@ -334,7 +272,7 @@ def _dex(fields: _Fields) -> KfpAuth:
     )
 
 
-_READERS: dict[str, Callable[[_Fields], KfpAuth]] = {
+_READERS: dict[str, Callable[[Fields], KfpAuth]] = {
     "none": lambda _: NoAuth(),
     "bearer": _bearer,
     "service-account": _service_account,
@@ -342,26 +280,3 @@ _READERS: dict[str, Callable[[_Fields], KfpAuth]] = {
     "oidc": _oidc,
     "dex": _dex,
 }
-
-
-def _url(conn_id: str, field: str, text: str | None, port: int | None = None, schema: str | None = None) -> str:
-    example = "https://kubeflow.example.com/pipeline"
-    if not (text or "").strip():
-        raise ConfigError(f"connection {conn_id!r} has no {field}. Set it to the URL of the server, {example}.")
-    whole = str(text).strip()
-    try:
-        parts = urlsplit(whole if "://" in whole else f"{schema or 'http'}://{whole}")
-        own_port = parts.port
-    except ValueError as error:
-        raise ConfigError(f"connection {conn_id!r}: its {field} is no URL ({error}). Set it to {example}.") from error
-    if parts.username or parts.password:
-        raise ConfigError(f"connection {conn_id!r}: its {field} holds credentials. Move them to the login and password fields.")
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ConfigError(f"connection {conn_id!r}: its {field} {whole!r} is not of http or https. Set it to {example}.")
-    if parts.fragment or (parts.query and field != "token_url"):
-        raise ConfigError(f"connection {conn_id!r}: its {field} {whole!r} has something after ? or #. Leave that out: {example}.")
-    netloc = parts.netloc if own_port or not port else f"{parts.netloc}:{port}"
-    path = parts.path.rstrip("/")
-    if field == "host":
-        path = path.removesuffix("/apis/v2beta1").removesuffix("/apis")
-    return f"{parts.scheme}://{netloc}{path}{f'?{parts.query}' if parts.query else ''}"

@@ -16,8 +16,8 @@ from urllib.parse import urljoin, urlsplit
 
 from airflow_ml_provider.exceptions import ConfigError, UnauthorizedError
 from airflow_ml_provider.hooks.kfp_auth import SERVER_ERROR, Headers, unavailable
-from airflow_ml_provider.hooks.kfp_network import Network
 from airflow_ml_provider.hooks.kfp_server import DexAuth, KfpServer
+from airflow_ml_provider.hooks.network import Network
 
 if TYPE_CHECKING:
     import httpx

@@ -10,6 +10,8 @@ TOKEN_FILE = "/var/run/secrets/kubeflow/pipelines/token"  # noqa: S105  (a path)
 """Where a projected token of a service account is mounted by default."""
 TOKEN_FILE_VARIABLE = "KF_PIPELINES_SA_TOKEN_PATH"  # noqa: S105  (a name)
 """Environment variable that says where it is mounted instead."""
+LOCAL = "local://"
+"""Host of a connection without a server: pipelines run on the worker."""
 USER_HEADER = "kubeflow-userid"
 """Header in which a gateway tells the server who the user is, by default."""
 
@@ -134,6 +136,11 @@ class KfpServer:
     def __post_init__(self) -> None:
         if not self.ui_url:
             object.__setattr__(self, "ui_url", self.url)
+
+    @property
+    def local(self) -> bool:
+        """Whether there is no server, and pipelines run on this machine."""
+        return self.url == LOCAL
 
     @property
     def where(self) -> str:

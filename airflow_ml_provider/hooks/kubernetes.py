@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from pydantic import BaseModel, ConfigDict
 
-from airflow_ml_provider._compat import connection_not_found
 from airflow_ml_provider.exceptions import (
     AirflowMLError,
     ConfigError,
@@ -61,7 +61,6 @@ class KubernetesAccess(BaseModel):
         """
         try:
             from airflow.providers.cncf.kubernetes.hooks.kubernetes import KubernetesHook
-            from kubernetes.config import ConfigException
         except ModuleNotFoundError as error:
             raise ConfigError(
                 "steps in pods need the provider for Kubernetes: pip install 'airflow-ml-provider[kubernetes]'."
@@ -73,9 +72,22 @@ class KubernetesAccess(BaseModel):
             cluster_context=self.cluster_context,
             config_file=self.config_file,
         )
-        try:
+        with self.told():
             return hook.core_v1_client
-        except (ConfigException, connection_not_found()) as error:
+
+    @contextlib.contextmanager
+    def told(self) -> Iterator[None]:
+        """
+        Say what is missing where the block finds no cluster.
+
+        :return: For the ``with`` statement.
+        :raises ConfigError: the connection, its kubeconfig or the cluster in it is missing; a retry never helps.
+        """
+        from kubernetes.config import ConfigException
+
+        try:
+            yield
+        except (ConfigException, AirflowNotFoundException) as error:
             way = f"connection {self.conn_id!r}" if self.conn_id else f"kubeconfig {self.config_file!r}"
             raise ConfigError(
                 f"no Kubernetes cluster is reached by {way}: {error}. Steps in pods need one. Add the connection, with "

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from airflow_ml_provider._compat import read_option
+from airflow.providers.common.compat.sdk import AirflowFailException, conf
+
 from airflow_ml_provider.config import load_settings
 from airflow_ml_provider.exceptions import ConfigError, SubmissionUnknownError, UnauthorizedError
 from airflow_ml_provider.hooks.kfp import KfpApi, KfpHook
+from airflow_ml_provider.hooks.kfp_server import KfpServer
 from airflow_ml_provider.jobs.kfp import KfpJobs
 from airflow_ml_provider.jobs.kfp_catalog import KfpCatalog
 from airflow_ml_provider.models.kfp import PipelineRun
@@ -35,20 +37,19 @@ class Connected:
 
 
 @contextmanager
-def connected(kfp_conn_id: str, namespace: str | None = None) -> Iterator[Connected]:
+def connected(kfp_conn_id: str, namespace: str | None = None, server: KfpServer | None = None) -> Iterator[Connected]:
     """
     Open a server for one block of a task.
 
     :param kfp_conn_id: Its connection.
     :param namespace: Where the task works; None for the connection's own.
+    :param server: The connection, where it was read already, which is a request to Airflow; None reads it.
     :return: The server.
     :raises AirflowFailException: in place of :class:`ConfigError` and :class:`SubmissionUnknownError`, which no retry mends.
     """
-    from airflow.sdk.exceptions import AirflowFailException
-
     settings = load_settings()
     try:
-        with KfpHook(kfp_conn_id).api(settings) as api:
+        with KfpApi(server, settings) if server else KfpHook(kfp_conn_id).api(settings) as api:
             yield Connected(api, KfpJobs(api, namespace or ""), KfpCatalog(api, namespace or ""), settings.patience_s)
     except UnauthorizedError:
         raise  # a server that has lost Kubernetes says the same: a retry may help
@@ -83,7 +84,7 @@ def defers(deferrable: bool | None) -> bool:
     :return: Whether to.
     """
     if deferrable is None:
-        return (read_option("operators", "default_deferrable") or "").lower() == "true"
+        return bool(conf.getboolean("operators", "default_deferrable", fallback=False))
     return deferrable
 
 

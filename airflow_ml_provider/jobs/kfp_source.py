@@ -1,14 +1,14 @@
-"""Where a compiled pipeline comes from: a file beside the DAG, an address, or an object store that Airflow opens."""
+"""Where a compiled pipeline comes from: a file beside the DAG, an address, an object store, or a function that is compiled."""
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from airflow_ml_provider._compat import connection_not_found
 from airflow_ml_provider.core.kfp_archive import check_size
 from airflow_ml_provider.core.kfp_package import shown_source
 from airflow_ml_provider.exceptions import (
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import httpx
 
 SUFFIXES = (".yaml", ".yml", ".json", ".zip", ".tar.gz", ".tgz", ".py")
-"""What a package ends in; ``.py`` is here so that its author is told to compile it, not that no such pipeline is registered."""
+"""What a package ends in, or what one is compiled from; a ``.py`` at an address is refused, not run."""
 PACKAGES = {
     "s3": "apache-airflow-providers-amazon[s3fs]",
     "gs": "apache-airflow-providers-google",
@@ -35,6 +35,10 @@ READ_TIMEOUT_S = 30.0
 TOTAL_TIMEOUT_S = 300.0
 """Seconds for the whole of it, however steadily it drips."""
 MAX_REDIRECTS = 5
+FUNCTION = re.compile(
+    r"(?P<file>[^:]*\.py)(?::(?P<one>[A-Za-z_]\w*))?|(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+):(?P<two>[A-Za-z_]\w*)"
+)
+"""A pipeline function: ``file.py``, ``file.py:function`` or ``package.module:function``."""
 _PASSING = frozenset({408, 425, 429})
 _GONE = frozenset({404, 410})
 
@@ -46,9 +50,21 @@ def is_package(text: str) -> bool:
     A registered pipeline whose own name ends like a file is reached with its version, ``churn.yaml@v1``.
 
     :param text: What the author of a DAG wrote as ``pipeline``.
-    :return: True for an address, and for what ends in ``.yaml``, ``.yml``, ``.json``, ``.zip``, ``.tar.gz``, ``.tgz`` or ``.py``.
+    :return: True for an address, for what ends in ``.yaml``, ``.yml``, ``.json``, ``.zip``, ``.tar.gz``, ``.tgz`` or ``.py``, and
+        for ``file.py:function`` and ``package.module:function``.
     """
-    return "://" in text or text.lower().endswith(SUFFIXES)
+    return "://" in text or text.lower().endswith(SUFFIXES) or is_function(text)
+
+
+def is_function(text: str) -> bool:
+    """
+    Tell a pipeline function from a compiled package and a registered pipeline.
+
+    :param text: What the author of a DAG wrote as ``pipeline``.
+    :return: True for ``file.py``, ``file.py:function`` and ``package.module:function``; ``module:function`` without a dot is the
+        name of a registered pipeline.
+    """
+    return "://" not in text and FUNCTION.fullmatch(text) is not None
 
 
 def pipeline_and_version(text: str) -> tuple[str, str | None]:
@@ -69,16 +85,22 @@ def pipeline_and_version(text: str) -> tuple[str, str | None]:
 
 def fetch_package(source: str, *, relative_to: Path | None) -> bytes:
     """
-    Fetch the content of a compiled package, at most 32 MiB of it.
+    Fetch the content of a compiled package, at most 32 MiB of it; a function is compiled.
 
-    :param source: A path, an ``http(s)://`` address, or a URI of an object store (``s3://conn_id@bucket/key``).
+    :param source: A path, an ``http(s)://`` address, a URI of an object store (``s3://conn_id@bucket/key``), or a function,
+        ``file.py:function``.
     :param relative_to: Folder of the DAG file, or the file, beside which a relative path is looked up; None refuses such paths.
     :return: The bytes, unread: :func:`~airflow_ml_provider.core.kfp_package.read_package` says what they are.
-    :raises ConfigError: the path is no file, the address is none or refuses us, it is too large; a retry never helps.
+    :raises ConfigError: the path is no file, the address is none or refuses us, it is too large, or the function cannot be
+        compiled; a retry never helps.
     :raises RemoteNotFoundError: a server or store answered that there is no such file.
     :raises RemoteUnavailableError: it did not answer, or not in time; a retry is safe.
     """
     scheme = source.partition("://")[0].lower() if "://" in source else ""
+    if is_function(source):
+        from airflow_ml_provider.jobs.kfp_compile import compile_function
+
+        return compile_function(source, relative_to=relative_to)
     if not scheme:
         return _read_file(source, relative_to)
     if scheme in {"http", "https"}:
@@ -173,6 +195,8 @@ def _check_status(answer: httpx.Response, shown: str) -> None:
 
 
 def _read_store(source: str, scheme: str) -> bytes:
+    from airflow.providers.common.compat.sdk import AirflowNotFoundException
+
     shown = shown_source(source)
     try:
         path = _open_store(source)
@@ -190,7 +214,7 @@ def _read_store(source: str, scheme: str) -> bytes:
         raise ConfigError(
             f"{shown} cannot be opened: {error}. Install {package} on the workers, or correct the scheme."
         ) from error
-    except connection_not_found() as error:
+    except AirflowNotFoundException as error:
         raise ConfigError(f"{shown} names an Airflow connection that does not exist: {error}. Add it.") from error
     except Exception as error:  # of a store's own client: botocore, gcsfs, adlfs and others share no class
         raise RemoteUnavailableError(

@@ -40,6 +40,7 @@ SILENCE_S = 300.0
 DRAIN_S = 5.0
 LOG_PATIENCE_S = 20.0
 """Seconds to wait for a kubelet that does not give out the rest of a log."""
+EVENTS_UNREAD = "The events of pod %s, which takes long to start, could not be read: %s"
 NO_KUBELET = {PodEnd.NODE_LOST, PodEnd.UNREACHABLE}
 
 OnLine = Callable[[str], None]
@@ -106,7 +107,16 @@ class PodWait:
 
     def _see(self, pod: PodSnapshot) -> PodOutcome | None:
         self.pod = pod
-        return self.watch.on_pod(pod, self.clock())
+        told = self.watch.on_pod(pod, self.clock())
+        return self._ask_events() if told is None and self.watch.wants_events(self.clock()) else told
+
+    def _ask_events(self) -> PodOutcome | None:
+        """Look in the pod's events for what keeps it from starting; what cannot be read is no reason to wait less."""
+        try:
+            return self.watch.on_events(self.jobs.events(self.pod.name, self.pod.uid), self.clock())
+        except AirflowMLError as error:
+            log.info(EVENTS_UNREAD, self.pod.name, error)
+            return self.watch.on_events(None, self.clock()) if is_refused(error) else None
 
     def _listen(self) -> None:
         """Wait until the next look is due, or the log has ended, which comes first."""
@@ -155,7 +165,7 @@ class PodWait:
         follower.stop()
         self._hand_on(follower.reading.end(complete=complete and follower.problem is None))
         self.cursor = follower.reading.cursor()
-        if follower.refused:
+        if follower.refused and not self.watch.is_just_back(self.clock()):
             log.warning("The log of pod %s cannot be read: %s", self.pod.name, follower.problem)
             self.on_line = None
         elif follower.problem is not None:
@@ -210,8 +220,8 @@ def read_log(
     """
     try:
         while True:
-            raw = patiently("read the log", lambda at=cursor: jobs.read_log(pod, container, at), patience_s)  # type: ignore[misc]
-            lines, cursor = cursor.take(raw, complete=complete)
+            read = partial(jobs.read_lines, pod, container, cursor, complete=complete)
+            lines, cursor = patiently("read the log", read, patience_s)
             for line in lines:
                 on_line(line)
             if not cursor.behind:
@@ -222,6 +232,20 @@ def read_log(
     except AirflowMLError as error:
         log.warning("The end of the log of pod %s could not be read: %s", pod, error)
     return cursor, False
+
+
+def read_last_lines(jobs: PodJobs, told: PodOutcome, on_line: Callable[[str, str], None]) -> None:
+    """
+    Read the last lines of an init container that has failed: what the main one would say, it never could.
+
+    :param jobs: Pods of the namespace.
+    :param told: What became of the pod; of one that is gone, or whose main container has run, nothing is read.
+    :param on_line: Takes each line, and the name of the container.
+    """
+    name = told.init_container
+    if not name or told.gone or told.exit_code is not None or told.end not in {PodEnd.FAILED, PodEnd.OUT_OF_MEMORY}:
+        return
+    read_log(jobs, told.pod, name, LogCursor(tail=True), lambda line: on_line(line, name))
 
 
 def settle(jobs: PodJobs, told: PodOutcome, container: str = "base") -> PodOutcome:
@@ -240,6 +264,16 @@ def settle(jobs: PodJobs, told: PodOutcome, container: str = "base") -> PodOutco
     except AirflowMLError as error:
         log.warning("The events of pod %s could not be read, so an eviction that it hid would not be seen: %s", told.pod, error)
         return told
+
+
+def is_refused(error: AirflowMLError) -> bool:
+    """
+    Say whether Kubernetes will never answer what was asked: not for this account.
+
+    :param error: What it has answered.
+    :return: False for a login that may be renewed, and for a server that is away.
+    """
+    return isinstance(error, ConfigError) and not isinstance(error, UnauthorizedError)
 
 
 class _Follower(threading.Thread):
@@ -273,7 +307,7 @@ class _Follower(threading.Thread):
                         return
         except AirflowMLError as error:
             self.problem = str(error)
-            self.refused = isinstance(error, ConfigError) and not isinstance(error, UnauthorizedError)
+            self.refused = is_refused(error)
         except Exception as error:  # noqa: BLE001  (a thread that dies in silence would leave the task without a log)
             self.problem = repr(error)
         self._put(None)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PAGE_SIZE = 250
+PIECE_BYTES = 65_536
 REPLAY_S, REPLAY_SILENCE_S = 1, 4.0
 """Seconds for which past changes are waited for (they come at once), and without a byte: some proxies hold watches back."""
 FORBIDDEN, UNPROCESSABLE = 403, 422
@@ -195,6 +196,23 @@ class PodJobs:
             if _not_begun(error):
                 return b""
             raise
+
+    def read_lines(self, name: str, container: str, cursor: LogCursor, *, complete: bool = False) -> tuple[list[str], LogCursor]:
+        """
+        Read the lines of a container's log that are new, as many as one reading may hold.
+
+        :param name: The pod.
+        :param container: The container.
+        :param cursor: Where to begin.
+        :param complete: Whether the container had ended before.
+        :return: The lines, and where to go on: at once while that is ``behind``.
+        :raises AirflowMLError: as :meth:`read_log`.
+        """
+        if not cursor.stuck:
+            return cursor.take(self.read_log(name, container, cursor), complete=complete)
+        query = _log_query(container, cursor)
+        with self.api.stream(self._path(name, "log"), query=query, silence_s=self.api.timeout_s) as response:
+            return cursor.take_pieces(response.stream(PIECE_BYTES), complete=complete)
 
     @contextlib.contextmanager
     def follow_log(self, name: str, container: str, cursor: LogCursor, *, silence_s: float = 300.0) -> Iterator[Any]:

@@ -1,257 +1,205 @@
 """
-Walking from a model back to the raw data: one request per run and per model, each at most once.
+Questions about lineage: where something comes from, what came of it, and what lies between.
 
-Only ids are followed, which MLflow finds by primary key; nothing is searched for.
+    graph = trace(api, "models:/flight-delays@champion")           # up: every step, its data, back to the raw data
+    graph = trace(api, "s3://flights/2013.csv", direction="down")  # what was made of it, up to registered versions
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections import deque
-from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
-from typing import Any, TypeVar
-from urllib.parse import quote
+from typing import Literal
 
 from airflow_ml_provider.exceptions import RemoteNotFoundError
 from airflow_ml_provider.hooks.mlflow import MlflowApi
-from airflow_ml_provider.models.lineage import DatasetRead, Gap, Lineage, LoggedModel, ModelURI, ModelVersion, StepRun
-from airflow_ml_provider.tracking.artifacts import SHA256, SIZE
-from airflow_ml_provider.tracking.runs import TRY, RunTree, run_id_of, status_of, tags_of
+from airflow_ml_provider.lineage.reading import Reader
+from airflow_ml_provider.lineage.values import dataset_made, dataset_read, models_made, try_in
+from airflow_ml_provider.lineage.walk_down import Downwards
+from airflow_ml_provider.lineage.walk_up import Upwards
+from airflow_ml_provider.lineage.work import DEPTH_LIMIT, Sheet, Tries
+from airflow_ml_provider.models.lineage import Asked, DatasetNode, Graph, ModelNode
+from airflow_ml_provider.models.reference import model_id_of
+from airflow_ml_provider.tracking.lineage_tags import MARK, key_of_digest, key_of_uri, made_by
+from airflow_ml_provider.tracking.runs import Run, tags_of
 
-DEPTH_LIMIT = 50
-"""Steps from the model to the farthest run that is looked at: a model that is tuned further each night has no end."""
-_MADE_BY_TRY = re.compile(r"/try-(\d+)/")
-SOURCE_RUN, SOURCE_URI = "airflow.source_run_id", "airflow.uri"
-"""Tags of a dataset input; MLflow keeps one source per name and digest in an experiment, the first, but tags per run."""
-GIT_COMMIT = "mlflow.source.git.commit"
-
-V = TypeVar("V")
+Direction = Literal["up", "down", "both"]
 
 
-def trace(api: MlflowApi, uri: str, *, depth_limit: int = DEPTH_LIMIT) -> Lineage:
+def trace(
+    api: MlflowApi, uri: str, *, direction: Direction = "up", depth_limit: int = DEPTH_LIMIT, reader: Reader | None = None
+) -> Graph:
     """
-    Follow a model back to the raw data.
+    Follow a model or data back to where it comes from, or on to what came of it.
 
     :param api: The server.
-    :param uri: ``models:/<name>@<alias>``, ``models:/<name>/<version>``, ``models:/<model id>`` or ``runs:/<run>/<path>``.
-    :param depth_limit: Steps from the model to the farthest run that is looked at, 1 or more.
+    :param uri: ``models:/<name>@<alias>``, ``models:/<name>/<version>``, ``models:/<model id>``, ``runs:/<run>/<path>``,
+        ``runs:/<run>``, at least 12 digits of a sha256, or the URI of data as a step has read it.
+    :param direction: ``up`` to what it comes from, ``down`` to what came of it, or ``both``.
+    :param depth_limit: Steps from what was asked for to the farthest run that is looked at, 1 or more.
+    :param reader: What has read from this server for another question before, and need not read it again.
     :return: The way. What is gone from MLflow on the way is a gap in it, not an error.
     :raises ConfigError: the URI has none of these forms; a retry never helps.
-    :raises RemoteNotFoundError: what the URI names does not exist.
+    :raises RemoteNotFoundError: what the URI names does not exist, or nobody has recorded it.
     :raises RemoteUnavailableError: MLflow did not answer; a retry is safe.
     """
-    asked, walk = ModelURI.parse(uri), _Walk(api, depth_limit)
-    version = _read_version(api, asked) if asked.name else None
-    source = ModelURI.parse(version.source) if version and version.source.startswith("models:/m-") else asked
-    model = None
-    if source.model_id:
-        model = walk.read_model(source.model_id)
-        if model is None and version is None:
-            raise RemoteNotFoundError(f"there is no model {source.model_id} in MLflow at {api.server.url}.")
-    run_id = asked.run_id or (model and model.run_id) or (version and version.run_id) or None
-    if run_id:
-        walk.follow(run_id)
-    if asked.run_id and not walk.steps:
-        raise RemoteNotFoundError(f"there is no run {asked.run_id} in MLflow at {api.server.url}.")
-    return Lineage(
-        uri=uri,
-        model_version=version,
-        model=model,
-        run_id=run_id,
-        steps=tuple(walk.steps),
-        models=tuple(walk.models),
-        gaps=tuple(walk.gaps),
-    )
+    question = _Question(reader or Reader(api), uri, depth_limit)
+    question.find(Asked.parse(uri))
+    if direction in {"up", "both"}:
+        question.go_up()
+    if direction in {"down", "both"}:
+        question.go_down()
+    return question.sheet.graph(uri, question.start)
 
 
-class _Walk:
-    """Breadth first over runs, each run and each model read once, so a cycle ends."""
+def between(api: MlflowApi, source: str, target: str, *, depth_limit: int = DEPTH_LIMIT) -> Graph:
+    """
+    Show the ways that lead from one thing to another.
 
-    def __init__(self, api: MlflowApi, depth_limit: int) -> None:
-        self.api = api
-        self.tree = RunTree(api)
-        self.depth_limit = depth_limit
-        self.steps: list[StepRun] = []
-        self.models: list[LoggedModel] = []
-        self.gaps: list[Gap] = []
-        self._seen: set[str] = set()
-        self._tries: dict[str, str] = {}
-        """Which try of a run made what led there; the tries of a step share its run."""
-
-    def follow(self, run_id: str) -> None:
-        """Read a run and all that lie behind it."""
-        waiting = deque([(run_id, 1)])
-        while waiting:
-            current, depth = waiting.popleft()
-            if current in self._seen:
-                continue
-            self._seen.add(current)
-            if depth > self.depth_limit:
-                self._miss(current, f"farther than {self.depth_limit} steps; go on with: airflow-ml lineage runs:/{current}")
-                continue
-            step = self._read_step(current)
-            if step is not None:
-                self.steps.append(step)
-                waiting.extend((each, depth + 1) for each in self._behind(step))
-
-    def read_model(self, model_id: str) -> LoggedModel | None:
-        """Read a model; one that is gone is a gap."""
-        self._seen.add(model_id)
-        try:
-            found = self.api.get(f"logged-models/{model_id}")["model"]
-        except RemoteNotFoundError:
-            self._miss(model_id, "model deleted in MLflow")
-            return None
-        model, number = _model(found), _pairs(found["info"].get("tags", [])).get(TRY)
-        if model.run_id and number:
-            self._tries.setdefault(model.run_id, number)
-        return model
-
-    def _behind(self, step: StepRun) -> list[str]:
-        """Name the runs that made what a step has read."""
-        runs = [each.run_id for each in step.datasets if each.run_id]
-        for each in step.datasets:
-            if each.run_id and (made := _MADE_BY_TRY.search(each.uri or "")):
-                self._tries.setdefault(each.run_id, made[1])
-        for model_id in step.models:
-            if model_id not in self._seen:
-                model = self.read_model(model_id)
-                if model is not None:
-                    self.models.append(model)
-                    runs += [model.run_id] if model.run_id else []
-        return runs
-
-    def _read_step(self, run_id: str) -> StepRun | None:
-        try:
-            return _step(self.api.server.url, self.tree.get(run_id), self._tries.get(run_id))
-        except RemoteNotFoundError:
-            self._miss(run_id, "run deleted in MLflow for good; what it had read is not known any more")
-            return None
-
-    def _miss(self, key: str, reason: str) -> None:
-        self.gaps.append(Gap(id=key, reason=reason))
+    :param api: The server.
+    :param source: Where they begin: a URI, as for :func:`trace`.
+    :param target: Where they end.
+    :param depth_limit: Steps to the farthest run that is looked at, 1 or more.
+    :return: All that is on a way; no nodes when there is none.
+    :raises ConfigError: a URI has none of the known forms; a retry never helps.
+    :raises RemoteNotFoundError: what a URI names does not exist.
+    :raises RemoteUnavailableError: MLflow did not answer; a retry is safe.
+    """
+    reader = Reader(api)
+    begin = _Question(reader, source, depth_limit)
+    begin.find(Asked.parse(source))
+    whole = trace(api, target, depth_limit=depth_limit, reader=reader)
+    known = [each for each in begin.start if each in whole.by_id]
+    return whole.only(whole.below(*known), asked=f"{source} .. {target}", start=tuple(known))
 
 
-def _read_version(api: MlflowApi, asked: ModelURI) -> ModelVersion:
-    name = asked.name or ""
-    try:
-        if asked.alias:
-            found = api.get("registered-models/alias", name=name, alias=asked.alias)["model_version"]
+class _Question:
+    """One question: what it is about, and what was found so far."""
+
+    def __init__(self, reader: Reader, uri: str, depth_limit: int) -> None:
+        self.reader, self.uri, self.depth_limit = reader, uri, depth_limit
+        self.sheet = Sheet(reader)
+        self.start: tuple[str, ...] = ()
+        self.makers: Tries = {}
+        """Runs that made what was asked for, with the tries."""
+        self.keys: list[str] = []
+        """Tags of those who have read what was asked for, where that is data."""
+        self.runs: Tries = {}
+        """Runs that were asked for as a whole."""
+
+    def go_up(self) -> None:
+        """Add what it comes from."""
+        Upwards(self.sheet, self.depth_limit).follow(self.makers)
+
+    def go_down(self) -> None:
+        """Add what came of it."""
+        walk = Downwards(self.sheet, self.depth_limit)
+        datasets = [each for key in self.start if isinstance(each := self.sheet.nodes.get(key), DatasetNode)]
+        models = [each for each in self.sheet.nodes.values() if isinstance(each, ModelNode) and self._is_asked(each)]
+        self.start = tuple(dict.fromkeys([*(each.id for each in models), *self.start]))
+        walk.follow(self.runs, datasets, models, self.keys)
+
+    def find(self, asked: Asked) -> None:
+        """
+        Look up what was asked for.
+
+        :param asked: What the URI names.
+        """
+        if asked.name:
+            self._find_version(asked)
+        elif asked.model_id:
+            self._find_model(asked.model_id)
+        elif asked.run_id:
+            self._find_made(asked.run_id, asked.path or "")
         else:
-            found = api.get("model-versions/get", name=name, version=asked.number or "")["model_version"]
-    except RemoteNotFoundError as error:
-        raise RemoteNotFoundError(f"{error} What there is: {api.server.url}/#/models/{quote(name)}") from error
-    return ModelVersion(
-        name=found["name"],
-        version=str(found["version"]),
-        aliases=tuple(found.get("aliases", [])),
-        source=found.get("source", ""),
-        run_id=found.get("run_id") or None,
-        created=_time(found.get("creation_timestamp")),
-        tags=_sorted(_pairs(found.get("tags", []))),
-    )
+            self.keys = [key_of_digest(asked.digest)] if asked.digest else [key_of_uri(asked.place or "")]
+            self._find_read(asked)
+
+    def _is_asked(self, model: ModelNode) -> bool:
+        return model.id in self.start or any(edge.source == model.id and edge.target in self.start for edge in self.sheet.edges)
+
+    def _find_version(self, asked: Asked) -> None:
+        version = self.reader.version(asked.name or "", alias=asked.alias, number=asked.number)
+        self.start = (self.sheet.add(version),)
+        model_id = model_id_of(version.source)
+        model = self.sheet.add_models([model_id]).get(model_id) if model_id else None
+        if model is not None:
+            self.sheet.connect(model.id, version.id)
+        if model is not None and model.run_id:
+            self._made_by(model.run_id, model.try_number, model.id)
+        elif version.run_id:
+            self._made_by(version.run_id, None, version.id)
+
+    def _find_model(self, model_id: str) -> None:
+        model = self.sheet.add_models([model_id]).get(model_id)
+        if model is None:
+            raise self._missing("model", model_id)
+        self.start = (model.id,)
+        if model.run_id:
+            self._made_by(model.run_id, model.try_number, model.id)
+
+    def _find_made(self, run_id: str, path: str) -> None:
+        run = self.reader.runs([run_id]).get(run_id)
+        if run is None:
+            raise self._missing("run", run_id)
+        if dataset := self._output(run, run_id, path):
+            self.start = (self.sheet.add(dataset),)
+            self._made_by(dataset.run_id or run_id, try_in(dataset.uri), dataset.id)
+            return
+        found = self.reader.models(models_made(run)) if path else {}
+        named = [key for key, each in found.items() if each["info"].get("name") == path.strip("/")]
+        if named:
+            # MLflow's own runs:/<run>/<name> means the newest of that name.
+            newest = max(named, key=lambda key: int(found[key]["info"].get("creation_timestamp_ms", 0)))
+            self._find_model(newest)
+            return
+        self.start = (self.sheet.add_run(run),)
+        self.makers, self.runs = {run_id: {None}}, {run_id: {None}}
+        if path.strip("/") and MARK in tags_of(run):
+            outputs = ", ".join(dict.fromkeys(each.name for each in made_by(tags_of(run)))) or "nothing"
+            told = f"{path!r:.200} is not among what it has made ({outputs:.1000}); this is the whole step"
+            self.sheet.miss(self.start[0], told)
+
+    def _missing(self, what: str, key: str) -> RemoteNotFoundError:
+        url = self.reader.api.server.url
+        return RemoteNotFoundError(f"there is no {what} {key} in MLflow at {url}: never made, or {self.reader.absence(key)}.")
+
+    def _output(self, run: Run, run_id: str, path: str) -> DatasetNode | None:
+        """Find an output of a run by its path, or by its name, of the last try that made it."""
+        wanted = path.strip("/")
+        found = None
+        for made in made_by(tags_of(run)):
+            place = made.facts["uri"].removeprefix(f"runs:/{run_id}/").strip("/")
+            inside = wanted.startswith(f"{place}/") and made.facts["uri"].endswith("/")
+            if wanted and (inside or wanted in {place, made.name}) and not model_id_of(made.facts["uri"]):
+                found = dataset_made(made, run_id)
+        return found
+
+    def _find_read(self, asked: Asked) -> None:
+        """Find data by those who have read it."""
+        for run in self.reader.readers(self.keys[0]):
+            for each in run.get("inputs", {}).get("dataset_inputs", []):
+                node = dataset_read(each)
+                if _is_meant(node, asked):
+                    self.sheet.add(node)
+                    self._made_by(node.run_id, try_in(node.uri), node.id)
+        self.start = tuple(self.sheet.nodes)
+        if not self.start:
+            said = f"sha256 {asked.digest}" if asked.digest else asked.place
+            raise RemoteNotFoundError(
+                f"no step on record in MLflow at {self.reader.api.server.url} has read {said:.300}. Steps are found "
+                "that this release, or a later one, has recorded; the URI has to be that which the step was given."
+            )
+
+    def _made_by(self, run_id: str | None, try_number: int | None, node_id: str) -> None:
+        if run_id:
+            self.makers.setdefault(run_id, set()).add(try_number)
+            self.sheet.expect_made(run_id, node_id, try_number)
 
 
-def _model(found: Mapping[str, Any]) -> LoggedModel:
-    info = found["info"]
-    tags = _pairs(info.get("tags", []))
-    return LoggedModel(
-        model_id=info["model_id"],
-        name=info.get("name", ""),
-        sha256=tags.get(SHA256),
-        size=_number(tags.get(SIZE)),
-        created=_time(info.get("creation_timestamp_ms")),
-        metrics=_metrics(found.get("data", {}).get("metrics", [])),
-        run_id=info.get("source_run_id") or None,
-    )
-
-
-def _step(server_url: str, run: dict[str, Any], number: str | None) -> StepRun:
-    info, tags, inputs = run["info"], tags_of(run), run.get("inputs", {})
-    read = _of_try(inputs.get("dataset_inputs", []), number or tags.get(TRY))
-    return StepRun(
-        run_id=run_id_of(run),
-        url=f"{server_url}/#/experiments/{info['experiment_id']}/runs/{run_id_of(run)}",
-        name=info.get("run_name") or run_id_of(run),
-        status=status_of(run),
-        deleted=info.get("lifecycle_stage") == "deleted",
-        dag_id=tags.get("airflow.dag_id"),
-        dag_run_id=tags.get("airflow.run_id"),
-        task_id=tags.get("airflow.task_id"),
-        map_index=_number(tags.get("airflow.map_index")),
-        try_number=_number(tags.get(TRY)),
-        logical_date=tags.get("airflow.logical_date"),
-        log_url=tags.get("airflow.log_url"),
-        git_commit=tags.get(GIT_COMMIT),
-        started=_time(info.get("start_time")),
-        ended=_time(info.get("end_time")),
-        params=_sorted(_pairs(run["data"].get("params", []))),
-        metrics=_metrics(run["data"].get("metrics", [])),
-        # MLflow keeps no order among them.
-        datasets=tuple(sorted((_dataset(each) for each in read), key=lambda each: (each.name, each.digest))),
-        models=tuple(sorted(each["model_id"] for each in inputs.get("model_inputs", []))),
-    )
-
-
-def _of_try(inputs: Iterable[Mapping[str, Any]], number: str | None) -> list[Mapping[str, Any]]:
-    """Leave out what only other tries of the step have read; what they have read alike is on record once, for the first."""
-    by_name: dict[str, list[Mapping[str, Any]]] = {}
-    for each in inputs:
-        by_name.setdefault(str(each["dataset"]["name"]), []).append(each)
-    chosen: list[Mapping[str, Any]] = []
-    for group in by_name.values():
-        chosen += [each for each in group if _pairs(each.get("tags", [])).get(TRY) == number] or group
-    return chosen
-
-
-def _dataset(found: Mapping[str, Any]) -> DatasetRead:
-    tags, dataset = _pairs(found.get("tags", [])), found["dataset"]
-    source = _source(dataset.get("source", ""))
-    ours = source if dataset.get("source_type") == "airflow" else {}
-    # With tags of ours, the source is not asked who made it: it may be that of another run that read the same bytes.
-    tagged = SOURCE_RUN in tags or SOURCE_URI in tags
-    return DatasetRead(
-        name=dataset["name"],
-        digest=dataset.get("digest", ""),
-        uri=tags.get(SOURCE_URI) or source.get("uri") or source.get("url"),
-        sha256=ours.get("sha256"),
-        size=_number(ours.get("size")),
-        run_id=tags.get(SOURCE_RUN) if tagged else ours.get("run_id"),
-    )
-
-
-def _source(text: str) -> dict[str, Any]:
-    """Read the source of a dataset; others write texts of many kinds, of which only JSON objects tell us something."""
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return {}
-    return {key: value for key, value in found.items() if value} if isinstance(found, dict) else {}
-
-
-def _pairs(entries: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    return {each["key"]: str(each.get("value", "")) for each in entries}
-
-
-def _metrics(entries: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Read metrics; MLflow writes NaN and infinities as the texts that ``float`` reads."""
-    ordered = sorted(entries, key=lambda each: (int(each.get("step", 0)), int(each.get("timestamp", 0))))
-    return _sorted({each["key"]: float(each.get("value", 0)) for each in ordered})
-
-
-def _sorted(values: Mapping[str, V]) -> dict[str, V]:
-    return dict(sorted(values.items()))
-
-
-def _number(value: Any) -> int | None:
-    try:
-        return int(value)
-    except (TypeError, ValueError):
-        return None
-
-
-def _time(milliseconds: Any) -> datetime | None:
-    value = _number(milliseconds)
-    return datetime.fromtimestamp(value / 1000, UTC) if value else None
+def _is_meant(node: DatasetNode, asked: Asked) -> bool:
+    if asked.digest:
+        # MLflow's own column keeps 36 characters.
+        whole = node.sha256 or node.digest
+        return bool(whole) and (
+            whole.startswith(asked.digest) or (len(whole) < len(asked.digest) and asked.digest.startswith(whole))
+        )
+    return (node.uri or "").rstrip("/") == (asked.place or "").rstrip("/")

@@ -168,7 +168,7 @@ def settle(dag_id: str, run_id: str) -> bool:
 
 
 def _settle(dag_id: str, run_id: str) -> list[Finding]:
-    from airflow_ml_provider.config import load_settings
+    from airflow_ml_provider.config import load_settings, ui_address
     from airflow_ml_provider.hooks.mlflow import MlflowApi, MlflowHook
     from airflow_ml_provider.models.run import DagRunIdentity
     from airflow_ml_provider.tracking.reconcile import Reconciler, find_experiments
@@ -224,17 +224,6 @@ def read_database(dag_id: str, run_id: str) -> AirflowView:
     return AirflowView(str(_text(found.state)), states, ended)
 
 
-def ui_address() -> str:
-    """
-    Return the root URL of this Airflow's UI, as the log links of its tasks begin.
-
-    :return: URL without a slash at the end; empty when Airflow does not know it.
-    """
-    from airflow_ml_provider._compat import read_option
-
-    return (read_option("api", "base_url") or "http://localhost:8080/").rstrip("/")
-
-
 sweeper = Sweeper(settle)
 
 
@@ -262,7 +251,7 @@ def on_task_instance_failed(task_instance: Any) -> None:
     _add_if_marked(task_instance)
 
 
-@hookimpl
+@hookimpl(optionalhook=True)  # the first releases of 3.1 do not know it
 def on_task_instance_skipped(task_instance: Any) -> None:
     """Close the run of a task that was marked by hand; called in the API server."""
     _add_if_marked(task_instance)

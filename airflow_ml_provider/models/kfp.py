@@ -104,7 +104,11 @@ class PipelineRun(BaseModel):
     :param finished_at: When it ended, None while it has not. Whole seconds of the workflow engine's clock.
     :param error: The server's message, empty for none.
     :param tasks: Its tasks; empty before the first report, about a second after the start, and in what was read from a list.
-    :param mlflow: What the server's MLflow plugin wrote, for example ``root_run_id``; empty without the plugin.
+    :param mlflow: What the server's MLflow plugin wrote, for example ``root_run_id``, and ``state_message`` where it has failed;
+        empty without the plugin.
+    :param parameters: Value per parameter that it was given, without those left to their defaults.
+    :param pipeline_root: URI below which its artifacts are, where the create said one; empty for the server's own.
+    :param pipeline_spec: Its pipeline where it carries it itself; empty where it is of a registered version.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -122,6 +126,9 @@ class PipelineRun(BaseModel):
     error: str = ""
     tasks: tuple[PipelineTask, ...] = ()
     mlflow: Mapping[str, str] = {}
+    parameters: Mapping[str, Any] = {}
+    pipeline_root: str = ""
+    pipeline_spec: Mapping[str, Any] = Field(default={}, repr=False)
 
     @classmethod
     def from_answer(cls, data: Mapping[str, Any]) -> PipelineRun:
@@ -133,7 +140,11 @@ class PipelineRun(BaseModel):
         """
         version = data.get("pipeline_version_reference") or {}
         details = (data.get("run_details") or {}).get("task_details") or ()
-        plugin = ((data.get("plugins_output") or {}).get("mlflow") or {}).get("entries") or {}
+        written = (data.get("plugins_output") or {}).get("mlflow") or {}
+        plugin = dict(written.get("entries") or {})
+        if written.get("state_message"):
+            plugin["state_message"] = {"value": written["state_message"]}
+        config = data.get("runtime_config") or {}
         return cls(
             run_id=str(data.get("run_id") or ""),
             name=str(data.get("display_name") or ""),
@@ -148,6 +159,9 @@ class PipelineRun(BaseModel):
             error=_error_text(data.get("error")),
             tasks=tuple(PipelineTask.from_answer(each) for each in details),
             mlflow={key: str(each.get("value", "")) for key, each in plugin.items() if isinstance(each, Mapping)},
+            parameters=config.get("parameters") or {},
+            pipeline_root=str(config.get("pipeline_root") or ""),
+            pipeline_spec=data.get("pipeline_spec") or {},
         )
 
 
@@ -205,7 +219,14 @@ class KfpRunOptions(BaseModel):
     :param pipeline_root: URI below which its artifacts are stored; None takes the server's. The server does not check it.
     :param service_account: Kubernetes service account of its pods; None takes the server's.
     :param description: Text for people, at most 255 characters, no emoji; None says which Airflow task it belongs to.
-    :param plugins_input: JSON for the server's plugins, ``{"mlflow": {"experiment_name": ...}}``.
+    :param results_root: URI by which workers read what lies below the pipeline root: ``s3://conn_id@mlpipeline/v2/artifacts``.
+        None takes the pipeline root itself, which cannot be for ``minio://``, a scheme of KFP's own.
+    :param mlflow_conn_id: Connection of the MLflow server that keeps the task's own record; None takes ``mlflow_default``, and
+        keeps no record where there is no such connection.
+    :param mlflow_experiment: Name of that record's experiment; None takes the DAG's ``default_args["experiment"]``, else
+        ``[ml] experiment``, the DAG's id by default. All steps of a DAG run need the same.
+    :param plugins_input: JSON for the server's plugins, ``{"mlflow": {"experiment_name": ...}}``; None asks a server of release
+        2.17 or later for MLflow runs in the experiment of the task's own record.
     :param register_package: Whether a package is uploaded as a version of its pipeline, named by its digest, once. Otherwise
         each run carries the whole spec, in each list too.
     :param poll_interval_s: Seconds between two questions about a run that is young; they grow with its age, up to tenfold.
@@ -222,6 +243,9 @@ class KfpRunOptions(BaseModel):
     pipeline_root: str | None = None
     service_account: str | None = None
     description: str | None = Field(default=None, max_length=255)
+    results_root: str | None = None
+    mlflow_conn_id: str | None = None
+    mlflow_experiment: str | None = None
     plugins_input: Mapping[str, Any] | None = None
     register_package: bool = True
     poll_interval_s: float = Field(default=5.0, ge=0.1, le=600)

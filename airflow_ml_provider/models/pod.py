@@ -176,6 +176,7 @@ class PodOutcome(BaseModel):
     :param message: The reason in words: what was seen, and Kubernetes' own text.
     :param told: What the step has written as its termination message; None where it wrote none that can be read.
     :param told_beside: It was another container that wrote it, and that one does not know how the program ended.
+    :param init_container: Init container that kept the main one from starting, by its failure or its trouble; empty for none.
     :param gone: The pod object is not there any more, so what it held (log, termination message) cannot be read.
     :param log: Where the log was read to, as :class:`LogCursor` writes itself.
     """
@@ -191,6 +192,7 @@ class PodOutcome(BaseModel):
     message: str = ""
     told: StepMessage | None = None
     told_beside: bool = False
+    init_container: str = ""
     gone: bool = False
     log: dict[str, Any] = Field(default_factory=dict)
 

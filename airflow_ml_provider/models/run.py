@@ -181,11 +181,11 @@ def params_as_text(params: Mapping[str, Any], limit: int = 6000) -> dict[str, st
 
     :param params: JSON value per name.
     :param limit: Characters that MLflow keeps of a value; a longer one ends in a digest, so two long values stay apart.
-    :return: Text per name.
+    :return: Text per name; a zero byte, which PostgreSQL does not take, is a question mark.
     """
 
     def text(value: object) -> str:
-        plain = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+        plain = value.replace("\0", "?") if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
         if len(plain) <= limit:
             return plain
         tail = f"... ({len(plain)} characters, sha256 {hashlib.sha256(plain.encode()).hexdigest()})"

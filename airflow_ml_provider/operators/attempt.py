@@ -8,7 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow_ml_provider._compat import redact
+from airflow.providers.common.compat.sdk import redact
+
 from airflow_ml_provider._version import __version__
 from airflow_ml_provider.models.run import Attempt, StepIdentity, mlflow_name, params_as_text
 

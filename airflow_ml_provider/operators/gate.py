@@ -13,10 +13,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
+from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.providers.standard.operators.branch import BranchMixIn
 from airflow.sdk import BaseOperator
 from pydantic import ValidationError
 
+from airflow_ml_provider.core.alert_reasons import why_rejected
 from airflow_ml_provider.core.gate import Contender, judge
 from airflow_ml_provider.core.model_names import alias_in
 from airflow_ml_provider.core.scoring import Rows, check_metric
@@ -26,6 +28,8 @@ from airflow_ml_provider.exceptions import ArtifactError, ConfigError, GateClose
 from airflow_ml_provider.links.mlflow import MlflowRunLink
 from airflow_ml_provider.models.artifact import Dataset, Metrics, Model
 from airflow_ml_provider.models.gate import DECISIONS, PairedComparison, Rule, Verdict
+from airflow_ml_provider.models.reference import model_id_of
+from airflow_ml_provider.notifications.alerts import alerts_of
 from airflow_ml_provider.operators.references import check_value
 from airflow_ml_provider.operators.step import StepOperatorMixin
 
@@ -60,6 +64,9 @@ class ModelGateOperator(StepOperatorMixin, BaseOperator, BranchMixIn):
     When another model became the champion after the scores were made, the two are not compared. The gate knows it from
     the models that the step with the scores has read, or from ``scores.metadata["champion"]``, which that step may set
     to the champion's ``.uri``.
+
+    Where the task or its DAG has alerts (:func:`~airflow_ml_provider.notifications.alerts.ml_alert`), people are told of a
+    verdict that is not ``promote``, with its reasons. With ``otherwise="fail"`` it is the failed task that is told of.
 
     To ask a person first, place Airflow's own approval between the gate and the promotion; it shows the verdict::
 
@@ -149,6 +156,7 @@ class ModelGateOperator(StepOperatorMixin, BaseOperator, BranchMixIn):
         answer = verdict.to_json()
         if self.otherwise == "branch" or verdict.decision != "promote":
             self._push(context, answer)  # what skips ends the task by raising, and then nothing is pushed for it
+            self._tell(context, verdict)
             self._leave_out(context, verdict)
         return answer
 
@@ -203,9 +211,18 @@ class ModelGateOperator(StepOperatorMixin, BaseOperator, BranchMixIn):
         else:
             self.skip(ti, [each for each in self.get_direct_relatives(upstream=False) if not each.is_teardown])
 
-    def _fail(self, context: Context, verdict: Verdict) -> None:
-        from airflow.sdk.exceptions import AirflowFailException
+    def _tell(self, context: Context, verdict: Verdict) -> None:
+        """Tell people that the champion stays; where the task fails for it, its failure callback does."""
+        if verdict.decision == "promote" or verdict.challenger == verdict.champion:  # the latter was promoted before
+            return
+        named = alias_in(self.champion) if isinstance(self.champion, str) else None
+        model = f"the new {named[0]}" if named else verdict.challenger
+        judged = [f"verdict: {verdict.decision}", f"challenger: {verdict.challenger}", f"champion: {verdict.champion or 'none'}"]
+        why, about = why_rejected(verdict, [_rule(each) for each in self.rules]), "\n".join([*judged, *verdict.reasons])
+        for each in alerts_of(self):
+            each.announce("gate_rejected", context, why=why, model=model, detail=about)
 
+    def _fail(self, context: Context, verdict: Verdict) -> None:
         self._push(context, verdict.to_json())
         closed = GateClosedError(f"the gate's verdict is {verdict.decision}: {' '.join(verdict.reasons)}")
         raise AirflowFailException(str(closed)) from closed
@@ -296,8 +313,6 @@ def _record(session: StepSession, verdict: Verdict) -> None:
 
 def _show_with_model(session: StepSession, uri: str, numbers: Mapping[str, float]) -> None:
     """Put the challenger's numbers on its own page in MLflow, where whoever asks for the champion finds them."""
-    from airflow_ml_provider.tracking.registry import model_id_of
-
     if model_id := model_id_of(uri):
         own = {name: each for name, each in numbers.items() if not name.startswith("champion_")}
         session.log_metrics(own, model_id=model_id)
@@ -340,8 +355,6 @@ def _night_of(session: StepSession) -> datetime | None:
 
 def _scored(session: StepSession, scores: Dataset, challenger: Contender, champion: Contender) -> str:
     """Say whose scores stand in the column of the champion, empty when nobody knows."""
-    from airflow_ml_provider.tracking.registry import model_id_of
-
     said = scores.metadata.get(SCORED)
     if isinstance(said, str) and said and not alias_in(said):
         return _identity(said)
@@ -362,7 +375,5 @@ def _given(model: Model | None) -> Model:
 
 def _identity(uri: str) -> str:
     """Name a model whatever its file is called."""
-    from airflow_ml_provider.tracking.registry import model_id_of
-
     model_id = model_id_of(uri)
     return f"models:/{model_id}" if model_id else uri

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from airflow_ml_provider.core.kfp_names import (
     fitted_run_name,
     unstorable,
 )
+from airflow_ml_provider.core.kfp_outputs import check_wanted, read_outputs
 from airflow_ml_provider.core.kfp_package import check_arguments, check_run_size, read_package, read_spec, shown_source
+from airflow_ml_provider.core.signature import StepSignature
 from airflow_ml_provider.exceptions import ConfigError
 from airflow_ml_provider.hooks.patience import patiently
 from airflow_ml_provider.jobs.kfp_catalog import KfpCatalog
@@ -38,6 +40,8 @@ def build_request(
     options: KfpRunOptions,
     dag_folder: Path | None,
     patience_s: float,
+    outputs: StepSignature | None = None,
+    before: Callable[[PipelinePackage, Mapping[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """
     Check everything that can be checked here, then make on the server what the run needs.
@@ -51,6 +55,8 @@ def build_request(
     :param options: The rest.
     :param dag_folder: Where a relative path starts.
     :param patience_s: Seconds to wait for a server that is away.
+    :param outputs: What the run is to give; None for nothing.
+    :param before: Told of the pipeline and its checked arguments before anything is made on the server; may raise.
     :return: JSON of the create, without ``run_id``.
     :raises ConfigError: an argument, a name or the package is wrong; nothing was sent, a retry never helps.
     :raises RemoteNotFoundError: there is no such package, pipeline or version.
@@ -63,8 +69,12 @@ def build_request(
     package, source = find_pipeline(catalog, pipeline, dag_folder, patience_s)
     if arguments is not None and not isinstance(arguments, Mapping):
         raise ConfigError(f"arguments={arguments!r:.200} is no dict of values by name; templates go into the values.")
+    if outputs is not None:
+        check_wanted(read_outputs(package.spec), outputs, package.source)
     given = check_arguments(package, arguments or {})
     check_run_size(package, given)
+    if before is not None:
+        before(package, given)
     body |= source or _uploaded(catalog, package, options, patience_s)
     config: dict[str, Any] = {"parameters": given} if given else {}
     if options.pipeline_root:

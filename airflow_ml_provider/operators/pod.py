@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
+from airflow.providers.common.compat.sdk import AirflowSkipException
 
 from airflow_ml_provider._compat import state_store
 from airflow_ml_provider.core.pod_arguments import check_image
 from airflow_ml_provider.core.signature import StepSignature
-from airflow_ml_provider.links.mlflow import MlflowRunLink
+from airflow_ml_provider.lineage.openlineage_mixin import parent_variables
+from airflow_ml_provider.links.mlflow import MlflowCachedFromLink, MlflowRunLink
+from airflow_ml_provider.models.cache import Cache
 from airflow_ml_provider.models.pod_options import PodOptions
 from airflow_ml_provider.models.resources import GpuRequest, StepResources
+from airflow_ml_provider.operators.cache_hit import CacheHitError
+from airflow_ml_provider.operators.pod_cache import keep_result, read_pod_cache
 from airflow_ml_provider.operators.pod_checks import (
     MAIN,
     check_arguments,
@@ -25,18 +31,16 @@ from airflow_ml_provider.operators.pod_checks import (
     read_limit,
     read_options,
 )
-from airflow_ml_provider.operators.pod_parse import check_operator
+from airflow_ml_provider.operators.pod_parse import check_operator, check_partial, variables_of
 from airflow_ml_provider.operators.pod_retry import default_retry_policy, is_default_policy
-from airflow_ml_provider.operators.references import StepReference, refuse_mapping_over
-from airflow_ml_provider.operators.step import StepOperatorMixin
+from airflow_ml_provider.operators.step import TypedStepMixin
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_ml_provider.hooks.kubernetes import KubernetesAccess
     from airflow_ml_provider.jobs.pod_submission import PodSubmission
-    from airflow_ml_provider.jobs.pods import PodJobs
-    from airflow_ml_provider.models.pod import PodOutcome, PodSnapshot
+    from airflow_ml_provider.models.pod import PodOutcome
     from airflow_ml_provider.models.pod_step import StepFunction
     from airflow_ml_provider.operators.pod_try import PodTry, Prepared
     from airflow_ml_provider.operators.session import StepSession
@@ -46,13 +50,11 @@ log = logging.getLogger(__name__)
 
 HOUR = timedelta(hours=1)
 TEN_MINUTES = timedelta(minutes=10)
-LOG_INTERVAL_S = 10.0
-"""Seconds between two readings of the log by the triggerer; with no line in between up to sixfold."""
 TIMES_ON_OOM = 4
 """How much memory a step may be raised to, in what it asks for, where nothing else is said."""
 
 
-class MLPodOperator(StepOperatorMixin, KubernetesPodOperator):
+class MLPodOperator(TypedStepMixin, KubernetesPodOperator):
     """
     Runs a step in a pod: waits for room, brings the inputs, takes the outputs away, and says why it failed.
 
@@ -72,6 +74,8 @@ class MLPodOperator(StepOperatorMixin, KubernetesPodOperator):
     :param startup_timeout: How long it may take to start once it has a node, image included; None waits for ten minutes.
     :param memory_on_oom: How much more memory a try gets after one that ran out of it: 1.5 for half as much again. None for no
         more; then a retry is none, as it would end alike.
+    :param cache: Whether an earlier result of the same inputs, parameters, image and program stands for a new one, so that no pod
+        is made: True, or a ``Cache`` that says more. None and False make a pod each time.
     :param mlflow_conn_id: Connection of the MLflow server.
     :param experiment: Name of the MLflow experiment; None means ``[ml] experiment``, the DAG's id by default.
     :param options: What is rarely said: where it runs, how the container gets its half, how it reaches MLflow.
@@ -84,10 +88,10 @@ class MLPodOperator(StepOperatorMixin, KubernetesPodOperator):
         "inputs": "py",
         "parameters": "json",
     }
-    operator_extra_links = (MlflowRunLink(),)
+    operator_extra_links = (MlflowRunLink(), MlflowCachedFromLink())
     shallow_copy_attrs: Sequence[str] = ("session",)
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (default_args finds arguments by name, and no other argument is this one's home)
         self,
         *,
         gpu: GpuRequest | int | None = None,
@@ -99,6 +103,7 @@ class MLPodOperator(StepOperatorMixin, KubernetesPodOperator):
         capacity_timeout: timedelta | None = None,
         startup_timeout: timedelta | None = None,
         memory_on_oom: float | None = None,
+        cache: Cache | bool | None = None,
         mlflow_conn_id: str = "mlflow_default",
         experiment: str | None = None,
         options: PodOptions | None = None,
@@ -132,30 +137,27 @@ class MLPodOperator(StepOperatorMixin, KubernetesPodOperator):
         self.do_xcom_push = bool(pushes)
         self.submission: PodSubmission | None = None  # of the try that runs
         check_operator(self)
+        self.check_outlets(mlflow_conn_id)
+        self.cache = read_pod_cache(task_id, cache, self.signature, self._written, self._filled(), variables_of(self))
         if getattr(self, "retry_policy", self) is None:  # Airflow 3.3 and later
             self.retry_policy = default_retry_policy()
+
+    @classmethod
+    def partial(cls, **kwargs: Any) -> Any:
+        """
+        Begin to map the operator, as Airflow's; what it says for all instances is checked at once.
+
+        :param kwargs: Arguments that all instances share.
+        :return: What ``.expand`` is called on.
+        :raises ConfigError: one of them could never work; a retry never helps.
+        """
+        check_partial(kwargs)
+        return super().partial(**kwargs)
 
     @cached_property
     def signature(self) -> StepSignature:
         """What the step declares."""
         return read_declared(self.task_id, self.inputs, self.outputs, self.parameters)
-
-    @property
-    def output(self) -> StepReference:
-        """The step's outputs: ``task.output["model"]``."""
-        return StepReference(self, signature=self.signature)
-
-    def update_relative(self, other: Any, upstream: bool = True, edge_modifier: Any = None) -> None:
-        """
-        Look at what the step becomes upstream of; Airflow calls this for every arrow from it.
-
-        :param other: The task.
-        :param upstream: As in Airflow.
-        :param edge_modifier: As in Airflow.
-        :raises ConfigError: it is mapped over one output of this step; a retry never helps.
-        """
-        super().update_relative(other, upstream, edge_modifier)
-        refuse_mapping_over(self, other)
 
     def execute(self, context: Context) -> Any:
         """
@@ -171,20 +173,27 @@ class MLPodOperator(StepOperatorMixin, KubernetesPodOperator):
         """
         from airflow_ml_provider.operators.execution import open_step
         from airflow_ml_provider.operators.pod_end import in_time, parting
+        from airflow_ml_provider.operators.pod_waiting import outcome_of
 
         deadline = time.time() + self.execution_timeout.total_seconds() if self.execution_timeout else None
         with parting(self, context), open_step(self, context, in_worker=False) as session, in_time(self):
             attempt = self._open(context, session, deadline)
-            started, plan = attempt.start()
-            return self._finish(attempt, plan, self._outcome(started, plan, deadline))
+            try:
+                started, plan = attempt.start()
+            except CacheHitError as hit:
+                return self._told(context, session, hit.entry.result, has_outputs=bool(self.signature.outputs))
+            return self._finish(context, attempt, plan, outcome_of(self, started, plan, deadline))
 
-    def execute_complete(self, context: Context, event: dict[str, Any], planned_by: int = 0) -> Any:
+    def execute_complete(
+        self, context: Context, event: dict[str, Any], planned_by: int = 0, run: dict[str, Any] | None = None
+    ) -> Any:
         """
         Go on after the triggerer has waited.
 
         :param context: Airflow's context.
         :param event: What became of the pod, as the trigger gave it.
         :param planned_by: Try that made the pod; 0 for this one.
+        :param run: The MLflow run that it has opened, as ``OpenRun`` writes itself; None looks for it.
         :return: As :meth:`execute`.
         :raises AirflowFailException: as :meth:`execute`.
         :raises PodError: as :meth:`execute`.
@@ -192,14 +201,17 @@ class MLPodOperator(StepOperatorMixin, KubernetesPodOperator):
         :raises RemoteUnavailableError: as :meth:`execute`.
         """
         from airflow_ml_provider.models.pod import PodOutcome
+        from airflow_ml_provider.models.run import OpenRun
         from airflow_ml_provider.operators.execution import open_step
         from airflow_ml_provider.operators.pod_end import in_time, parting
+        from airflow_ml_provider.operators.pod_waiting import read_rest
 
-        outcome = PodOutcome.model_validate(event)
-        with parting(self, context, outcome), open_step(self, context, in_worker=False) as session, in_time(self):
+        outcome, resumed = PodOutcome.model_validate(event), OpenRun.model_validate(run) if run else None
+        opened = open_step(self, context, in_worker=False, resumed=resumed)
+        with parting(self, context, outcome), opened as session, in_time(self):
             attempt = self._open(context, session, None)
-            self._read_rest(attempt.submission.jobs, outcome)
-            return self._finish(attempt, attempt.read_plan(planned_by or attempt.number), outcome)
+            read_rest(self, attempt.submission.jobs, outcome)
+            return self._finish(context, attempt, attempt.read_plan(planned_by or attempt.number), outcome)
 
     def on_kill(self) -> None:
         """Delete the pod, and close the run as KILLED: the task was killed or marked, or ran into ``execution_timeout``."""
@@ -218,6 +230,11 @@ class MLPodOperator(StepOperatorMixin, KubernetesPodOperator):
         """The function that runs in the container; None where the image brings its program."""
         return None
 
+    @property
+    def _written(self) -> Callable[..., Any] | None:
+        """The function as its author has written it; None without one."""
+        return None
+
     def _filled(self) -> frozenset[str]:
         """Name the parameters that Airflow's context fills."""
         return frozenset()
@@ -234,13 +251,14 @@ class MLPodOperator(StepOperatorMixin, KubernetesPodOperator):
         """Open the pods of the task instance; from here on a kill finds what it has to stop."""
         from airflow_ml_provider.jobs.pod_submission import PodSubmission
         from airflow_ml_provider.jobs.pods import PodJobs
-        from airflow_ml_provider.operators.pod_prepare import kubernetes_client
         from airflow_ml_provider.operators.pod_try import PodTry
 
         self.session, ti = session, context["ti"]
         patience_s = session.settings.patience_s if self.options.unreachable_s is None else self.options.unreachable_s
+        with self.access.told():
+            client = self.client  # the operator's own, so that the connection is read once
         self.submission = PodSubmission(
-            jobs=PodJobs(kubernetes_client(self), self._pod_namespace()),
+            jobs=PodJobs(client, self._pod_namespace()),
             memory=state_store(context),
             identity=session.record.attempt.identity,
             clears=ti.max_tries,
@@ -254,6 +272,8 @@ class MLPodOperator(StepOperatorMixin, KubernetesPodOperator):
 
     def _prepare(self, context: Context, session: StepSession, raised_gib: float | None) -> Prepared:
         """Resolve what the step reads, make places for what it writes, and let KubernetesPodOperator make the pod."""
+        from airflow_ml_provider.operators.caching import open_cache
+        from airflow_ml_provider.operators.pod_body import with_variables
         from airflow_ml_provider.operators.pod_build import build_pod
         from airflow_ml_provider.operators.pod_prepare import Declared, prepare
 
@@ -265,12 +285,22 @@ class MLPodOperator(StepOperatorMixin, KubernetesPodOperator):
         check_restarts(self.task_id, pod)
         check_image(pod["spec"]["containers"][0].get("image"))
         declared = Declared(
-            self.signature, self._rendered(context), asked, self.options, self.tells, self.function, self._filled()
+            self.signature,
+            self._rendered(context),
+            asked,
+            self.options,
+            self.tells,
+            self.function,
+            self._filled(),
+            open_cache(self, session, context),
         )
-        return prepare(session, declared, pod, MAIN, context["ti"].max_tries)
+        prepared = prepare(session, declared, pod, MAIN, context["ti"].max_tries)
+        # After the cache was asked: these are others in each DAG run.
+        return replace(prepared, body=with_variables(prepared.body, parent_variables(context["ti"]), MAIN))
 
     @property
-    def _access(self) -> KubernetesAccess:
+    def access(self) -> KubernetesAccess:
+        """The cluster, and as whom."""
         from airflow_ml_provider.hooks.kubernetes import KubernetesAccess
 
         return KubernetesAccess(
@@ -300,84 +330,40 @@ class MLPodOperator(StepOperatorMixin, KubernetesPodOperator):
 
     # From the pod to its end
 
-    def _outcome(self, started: PodSnapshot | PodOutcome, plan: StepPlan, deadline: float | None) -> PodOutcome:
-        """Wait for a pod, here or in the triggerer."""
-        from airflow_ml_provider.core.pod_adoption import has_ended
-        from airflow_ml_provider.core.pods import PodWatch
-        from airflow_ml_provider.jobs.pod_wait import PodWait
-        from airflow_ml_provider.models.pod import PodOutcome
-        from airflow_ml_provider.operators.pod_body import COLLECT
+    def on_line(self, line: str, container: str = MAIN) -> None:
+        """
+        Put a line of a container's log into the task's.
 
-        submission = self.submission
-        if isinstance(started, PodOutcome) or submission is None:
-            return started  # type: ignore[return-value]  # there is a submission wherever there is a pod
-        sidecar = COLLECT if self.options.sidecar else None
-        limits = {
-            "capacity_timeout_s": self.capacity_timeout.total_seconds() - submission.refused_s,
-            "startup_timeout_s": self.startup_timeout.total_seconds(),
-            "deadline": deadline,
-            "patience_s": submission.patience_s,
-        }
-        if self.deferrable and not has_ended(started):
-            self._defer(started, plan, limits, sidecar)
-        name = f"{started.namespace}/{started.name}"
-        watch = PodWatch(MAIN, sidecar, **limits, now=time.time(), uid=started.uid, name=name)  # type: ignore[arg-type]
-        on_line = self._on_line if self.get_logs else None
-        return PodWait(submission.jobs, started, watch, on_line, poll_interval_s=self.poll_interval).wait()
-
-    def _defer(self, pod: PodSnapshot, plan: StepPlan, limits: dict[str, float | None], sidecar: str | None) -> None:
-        from airflow_ml_provider.triggers.pods import PodTrigger
-
-        trigger = PodTrigger(
-            pod=pod.name,
-            namespace=pod.namespace,
-            uid=pod.uid,
-            access=self._access.model_dump(),
-            container=MAIN,
-            sidecar=sidecar,
-            limits=limits,
-            poll_interval_s=self.poll_interval,
-            log_interval_s=LOG_INTERVAL_S if self.get_logs else None,
-            log_prefix=self.container_name_log_prefix_enabled,
-            cursor={"version": pod.version},
-            leave_running=("kill", "clear", "success") if self.on_kill_action.value == "keep_pod" else (),
-        )
-        self.defer(trigger=trigger, method_name="execute_complete", kwargs={"planned_by": plan.try_number})
-
-    def _read_rest(self, jobs: PodJobs, outcome: PodOutcome) -> None:
-        """Read what of the log the triggerer has not read any more."""
-        from airflow_ml_provider.core.pod_log import LogCursor
-        from airflow_ml_provider.jobs.pod_wait import NO_KUBELET, read_log
-
-        if self.get_logs and outcome.uid and not (outcome.gone or outcome.log.get("done") or outcome.end in NO_KUBELET):
-            read_log(jobs, outcome.pod, MAIN, LogCursor.from_json(outcome.log), self._on_line)
-
-    def _on_line(self, line: str) -> None:
-        """Put a line of the container's log into the task's."""
+        :param line: The line.
+        :param container: Whose it is.
+        """
         if self.log_formatter is not None:
-            line = self.log_formatter(MAIN, line)
+            line = self.log_formatter(container, line)
         elif self.container_name_log_prefix_enabled:
-            line = f"[{MAIN}] {line}"
+            line = f"[{container}] {line}"
         self.log.info("%s", line)
 
-    def _finish(self, attempt: PodTry, plan: StepPlan, outcome: PodOutcome) -> Any:
+    def _finish(self, context: Context, attempt: PodTry, plan: StepPlan, outcome: PodOutcome) -> Any:
         """Record the end, and return or raise what becomes of it."""
-        from airflow.sdk.exceptions import AirflowSkipException
-
-        from airflow_ml_provider.jobs.pod_wait import settle
+        from airflow_ml_provider.jobs.pod_wait import read_last_lines, settle
         from airflow_ml_provider.operators.pod_end import raise_failure
-        from airflow_ml_provider.tracking.pod_record import GPU
+        from airflow_ml_provider.tracking.pod_record import GPU, IMAGE
 
         outcome = settle(attempt.submission.jobs, outcome, MAIN)
         verdict, manifest, outcome = attempt.record(outcome, plan)
+        if image := plan.params.get("pod.image"):
+            attempt.session.set_tags({IMAGE: image})
         if gpu := self.resources_asked.gpu:
             attempt.session.set_tags({GPU: f"{gpu.count} x {gpu.resource_name}"})
         if verdict.succeeded:
             if verdict.late:
                 log.warning("%s Its step had ended well by then, and had stored everything.", outcome.message)
-            return attempt.session.outputs() if plan.outputs else manifest.result if manifest else None
+            result = manifest.result if manifest else None
+            keep_result(self.cache, attempt.session, plan.cache, result)
+            return self._told(context, attempt.session, result, has_outputs=bool(plan.outputs))
         if outcome.exit_code is not None and outcome.exit_code in self.skip_on_exit_code:
             raise AirflowSkipException(f"The pod's exit code is {outcome.exit_code}, for which the task is skipped.")
+        read_last_lines(attempt.submission.jobs, outcome, self.on_line)
         return raise_failure(
             outcome,
             plan,
@@ -388,4 +374,12 @@ class MLPodOperator(StepOperatorMixin, KubernetesPodOperator):
             memory_limit_gib=self._memory_limit_gib,
             retry_exit_codes=self.options.retry_exit_codes,
             own_policy=self.own_policy,
+            all_events=self.log_events_on_failure,
         )
+
+    def _told(self, context: Context, session: StepSession, result: Any, *, has_outputs: bool) -> Any:
+        """Give what the next tasks get."""
+        if not has_outputs:
+            return result
+        self.push_by_name(context, session)
+        return session.outputs()

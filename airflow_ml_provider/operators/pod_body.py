@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from airflow_ml_provider.core.pod_arguments import check_command, check_environment
+from airflow_ml_provider.core.pod_arguments import STRING_BYTES, check_command, check_environment
 from airflow_ml_provider.core.podspec import container_security, memory
 from airflow_ml_provider.exceptions import ConfigError
 from airflow_ml_provider.models.pod_options import PodOptions
@@ -51,10 +51,10 @@ def with_step(pod: Mapping[str, Any], context: StepContext, options: PodOptions,
     if source := _login(options):
         volumes.append({"name": LOGIN, **source})
     login: list[Json] = [{"name": LOGIN, "mountPath": CREDENTIALS, "readOnly": True}] if source else []
-    told: list[Json] = [{"name": StepContext.VARIABLE, "value": _literal(dump_context(context))}]
+    told: list[Json] = [{"name": StepContext.VARIABLE, "value": _told(context)}]
     if options.sidecar:
         beside = {"env": [*told, _half()], "volumeMounts": [*mounts, *login]}
-        spec["initContainers"] = [*_beside(options, beside), *(spec.get("initContainers") or [])]
+        spec["initContainers"] = [*_beside(options, beside, _user(container)), *(spec.get("initContainers") or [])]
         told = _names(context)
     else:
         if options.step != "image":
@@ -98,16 +98,36 @@ def _wrap(container: Json, context: StepContext, options: PodOptions) -> None:
     container["args"] = ["run", *([] if context.function else ["--", *program])]
 
 
+def _told(context: StepContext) -> str:
+    """Write what the container is told; where that is too much, name the parameter, which a user can change."""
+    text = _literal(dump_context(context))
+    if len(text.encode()) > STRING_BYTES and context.parameters:
+        sizes = {name: len(json.dumps(value).encode()) for name, value in context.parameters.items()}
+        largest = max(sizes, key=lambda each: sizes[each])
+        if sizes[largest] > STRING_BYTES // 2:
+            raise ConfigError(
+                f"step {context.step!r}, parameter {largest!r} takes {sizes[largest]} bytes as JSON; all that a container is "
+                f"told has to fit into {STRING_BYTES}. Hand it on as an artifact: an input of the step."
+            )
+    return text
+
+
 def _half() -> Json:
     return {"name": VARIABLE, "value": packed()}
 
 
-def _beside(options: PodOptions, shared: Json) -> list[Json]:
-    """Bring the inputs before the program starts, and take the outputs away when it has ended."""
+def _user(container: Json) -> Json:
+    """Say as whom a program runs, where its container says so; what the pod says counts for all its containers anyway."""
+    context = container.get("securityContext") or {}
+    return {name: context[name] for name in ("runAsUser", "runAsGroup") if context.get(name) is not None}
+
+
+def _beside(options: PodOptions, shared: Json, user: Json) -> list[Json]:
+    """Bring the inputs before the program starts, and take the outputs away when it has ended: as its user, who may read them."""
     common = {
         "image": options.sidecar,
         "command": [options.python, "-c", BOOT],
-        "securityContext": container_security(),
+        "securityContext": {**container_security(), **user},
         **shared,
     }
     return [
@@ -134,6 +154,24 @@ def _names(context: StepContext) -> list[Json]:
 def _literal(text: str) -> str:
     """Keep Kubernetes from replacing ``$(NAME)`` and ``$$`` in a value."""
     return text.replace("$", "$$")
+
+
+def with_variables(pod: Json, variables: Mapping[str, str], main: str) -> Json:
+    """
+    Add to the environment of a pod's main container what its author has not set.
+
+    :param pod: JSON of the pod.
+    :param variables: Value per name.
+    :param main: Name of its main container.
+    :return: JSON of the pod; ``pod`` is left as it is.
+    """
+    made = copy.deepcopy(pod) if variables else pod
+    container = _container(made, main)
+    theirs = {each["name"] for each in container.get("env") or []}
+    ours = [{"name": name, "value": _literal(value)} for name, value in variables.items() if name not in theirs]
+    if ours:
+        container["env"] = [*(container.get("env") or []), *ours]
+    return made
 
 
 def with_secret(pod: Mapping[str, Any], name: str) -> Json:

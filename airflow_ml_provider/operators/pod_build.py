@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 from airflow.providers.cncf.kubernetes.pod_generator import PodGenerator
+from airflow.sdk.definitions._internal.mixins import ResolveMixin
 
 from airflow_ml_provider.core.pod_arguments import check_environment
 from airflow_ml_provider.core.pod_merge import merge
-from airflow_ml_provider.core.podspec import PodParts, render
+from airflow_ml_provider.core.podspec import PodParts, is_template, render
 from airflow_ml_provider.exceptions import ConfigError
 from airflow_ml_provider.models.resources import StepResources
 
@@ -33,12 +34,14 @@ def merged_arguments(operator: KubernetesPodOperator, resources: StepResources) 
     """
     Lay what the user passes to KubernetesPodOperator over what the step asks for.
 
+    What is not known before the task runs (a reference to XCom, a template in place of a dictionary) is left out.
+
     :param operator: The operator.
     :param resources: What the step asks for.
     :return: JSON per argument of KubernetesPodOperator.
     :raises ConfigError: both say the same thing differently; a retry never helps.
     """
-    given = {name: as_json(getattr(operator, name)) for name in ARGUMENTS}
+    given = {name: as_json(value) for name in ARGUMENTS if not is_pending(value := getattr(operator, name))}
     return merge(render(resources), given, template_of(operator))
 
 
@@ -95,23 +98,56 @@ def environment_of(operator: KubernetesPodOperator) -> dict[str, str | None]:
     Read the environment that the user gives, to be checked when the DAG is parsed.
 
     :param operator: The operator.
-    :return: Value per name; None for one that is known only in the cluster.
-    :raises ConfigError: a name is one of ours; a retry never helps.
+    :return: Value per name; None for one that is known only in the cluster, or when the task runs.
+    :raises ConfigError: a name is one of ours, or a value is no text; a retry never helps.
     """
-    pairs: Iterable[tuple[str, Any]]
-    if isinstance(operator.env_vars, Mapping):
-        pairs = operator.env_vars.items()
-    else:
-        pairs = [(each["name"], each.get("value")) for each in as_json(operator.env_vars) or []]
-    found = {name: value if isinstance(value, str) else None for name, value in pairs}
-    for name in found:
+    pairs = list(_environment_pairs(operator.env_vars))
+    for name, value in pairs:
+        where = f"task {operator.task_id!r}: environment variable {name}"
         if name.startswith(OURS):
-            raise ConfigError(
-                f"task {operator.task_id!r}: environment variable {name}: names that begin with {OURS} are this operator's own. "
-                "Rename it."
-            )
+            raise ConfigError(f"{where}: names that begin with {OURS} are this operator's own. Rename it.")
+        if not (value is None or isinstance(value, str) or is_pending(value)):
+            raise ConfigError(f"{where} is {type(value).__name__} {value!r}. The environment holds texts: give {str(value)!r}.")
+    found = {name: value if isinstance(value, str) else None for name, value in pairs}
     check_environment(found)
     return found
+
+
+def _environment_pairs(given: Any) -> Iterator[tuple[str, Any]]:
+    """Read names and values, of either form that KubernetesPodOperator takes; none of what is made when the task runs."""
+    if isinstance(given, Mapping):
+        yield from given.items()
+    elif isinstance(given, list | tuple):
+        for each in given:
+            if isinstance(each, Mapping):
+                yield str(each["name"]), each.get("value")
+            elif not isinstance(each, ResolveMixin):
+                yield str(each.name), each.value
+
+
+def is_pending(value: Any) -> bool:
+    """
+    Say whether a value is known only when the task runs.
+
+    :param value: What was given for an argument that is a dictionary, a list or an object of Kubernetes' client.
+    :return: Whether it is a reference or a template, or holds a reference.
+    """
+    if isinstance(value, ResolveMixin) or (isinstance(value, str) and is_template(value)):
+        return True
+    if isinstance(value, Mapping):
+        return any(_holds_reference(each) for each in value.values())
+    return _holds_reference(value)
+
+
+def _holds_reference(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_holds_reference, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_holds_reference, value))
+    inner = getattr(value, "openapi_types", None)  # of Kubernetes' client: its attributes by name
+    if inner is not None and not isinstance(value, type):
+        return any(_holds_reference(getattr(value, name, None)) for name in inner)
+    return isinstance(value, ResolveMixin)
 
 
 def as_json(value: Any) -> Any:

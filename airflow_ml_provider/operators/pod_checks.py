@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import Any
 
 from airflow.sdk.definitions._internal.mixins import ResolveMixin
+from airflow.sdk.definitions.xcom_arg import PlainXComArg
 
 from airflow_ml_provider.core.signature import StepParameter, StepSignature
-from airflow_ml_provider.core.wiring import did_you_mean
 from airflow_ml_provider.exceptions import ConfigError
-from airflow_ml_provider.models.artifact import ARTIFACT_TYPES, Artifact, Model
+from airflow_ml_provider.models.artifact import Artifact, Model
 from airflow_ml_provider.models.pod_options import PodOptions
 from airflow_ml_provider.models.resources import shown
+from airflow_ml_provider.operators.declared import check_names, declare_output
 from airflow_ml_provider.operators.references import StepReference, check_value
 
 MAIN = "base"
 """Name of the main container, KubernetesPodOperator's own."""
-RESERVED = {"manifest", "plan"}
-"""Outputs cannot be named so: their files would be ours, ``manifest.json`` and ``plan.json``."""
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 _NAMED = "the pod's name is derived from the task instance, so that a repeated create makes one pod. Label it: labels={...}."
 
 REFUSED: dict[str, tuple[Any, str]] = {
@@ -43,6 +40,17 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "progress_callback": (None, "the log is Airflow's. Log metrics, or read the task's log."),
     "logging_interval": (None, "the log comes while the pod runs, deferred too. Leave it out."),
+    "container_logs": (
+        MAIN,
+        "the log of the task is the main container's alone. Leave it out, and collect those of others in the cluster.",
+    ),
+    "init_container_logs": (
+        None,
+        "of an init container its last lines come into the task's log when it fails, and nothing else. Leave it out.",
+    ),
+    "log_events_on_startup": (True, "what a pod waits for is in the log in any case, a line whenever it changes. Leave it out."),
+    "startup_check_interval_seconds": (5, "the time between two looks is poll_interval, at any time. Say that."),
+    "base_container_status_polling_interval": (1, "the time between two looks is poll_interval, at any time. Say that."),
     "trigger_kwargs": (None, "the trigger is another one. See options=PodOptions(...)."),
     "xcom_sidecar_container_security_context": (
         None,
@@ -125,9 +133,9 @@ def read_declared(
     """
     found: dict[str, StepParameter] = {}
     for kind, some in (("inputs", inputs), ("outputs", outputs), ("parameters", parameters)):
-        _check_names(task_id, kind, some, found)
+        check_names(task_id, kind, some, found)
         for name, value in (some or {}).items():
-            found[name] = {"inputs": _input, "outputs": _output, "parameters": _plain}[kind](task_id, name, value)
+            found[name] = {"inputs": _input, "outputs": declare_output, "parameters": _plain}[kind](task_id, name, value)
     signature = StepSignature(task_id, found)
     for name, value in {**(inputs or {}), **(parameters or {})}.items():
         check_value(signature, found[name], value)
@@ -153,20 +161,6 @@ def check_parameters(step: str, parameters: Mapping[str, Any]) -> None:
             ) from error
 
 
-def _check_names(task_id: str, kind: str, some: Any, found: Mapping[str, Any]) -> None:
-    if some is not None and not isinstance(some, Mapping):
-        _refuse(task_id, f"{kind}={shown(some)} is no dictionary by name. Write {kind}={{'name': ...}}.")
-    for name in some or {}:
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            _refuse(
-                task_id, f"{kind} has the name {shown(name)}. A name is letters, digits and '_', and does not start with a digit."
-            )
-        if name.upper() in {each.upper() for each in found}:
-            _refuse(task_id, f"{name!r} is the name of two of its inputs, outputs and parameters. Rename one.")
-        if kind == "outputs" and name in RESERVED:
-            _refuse(task_id, f"an output cannot be named {name!r}: a file of that name is kept of every step. Rename it.")
-
-
 def check_outputs(signature: StepSignature) -> None:
     """
     Refuse outputs of a function that a pod cannot have.
@@ -174,22 +168,15 @@ def check_outputs(signature: StepSignature) -> None:
     :param signature: What the function declares.
     :raises ConfigError: one is named like a file of ours; a retry never helps.
     """
-    _check_names(signature.step, "outputs", signature.outputs, {})
+    check_names(signature.step, "outputs", signature.outputs, {})
 
 
 def _input(_task_id: str, name: str, value: Any) -> StepParameter:
     source = value.source() if isinstance(value, StepReference) and value.signature.outputs else None
-    many = isinstance(value, list | tuple) or bool(source and source.many)
+    of_mapped = isinstance(value, PlainXComArg) and bool(value.operator.is_mapped)
+    many = isinstance(value, list | tuple) or of_mapped or bool(source and source.many)
     wanted = Model if isinstance(value, str) and value.startswith("models:/") else Artifact
     return StepParameter(name, "input", wanted, many, False, inspect.Parameter.empty, wanted)
-
-
-def _output(task_id: str, name: str, value: Any) -> StepParameter:
-    if not (isinstance(value, type) and issubclass(value, Artifact) and ARTIFACT_TYPES.get(value.type_name) is value):
-        written = value if isinstance(value, str) else getattr(value, "__name__", "")
-        hint = did_you_mean(str(written), ARTIFACT_TYPES)
-        _refuse(task_id, f"outputs[{name!r}]={shown(value)} is no artifact type. Give the class: {{{name!r}: Model}}.{hint}")
-    return StepParameter(name, "output", value, False, False, inspect.Parameter.empty, value)
 
 
 def _plain(_task_id: str, name: str, _value: Any) -> StepParameter:
@@ -201,10 +188,6 @@ def _is_reference(value: Any) -> bool:
     if isinstance(value, Mapping):
         return any(map(_is_reference, value.values()))
     return isinstance(value, ResolveMixin) or (isinstance(value, list | tuple) and any(map(_is_reference, value)))
-
-
-def _refuse(task_id: str, text: str) -> NoReturn:
-    raise ConfigError(f"task {task_id!r}: {text}")
 
 
 def read_limit(

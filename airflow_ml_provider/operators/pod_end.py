@@ -7,10 +7,10 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from airflow.sdk.exceptions import AirflowFailException, AirflowTaskTimeout, TaskDeferred
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowTaskTimeout, TaskDeferred
 
 from airflow_ml_provider.core.pod_events import PodEvent
-from airflow_ml_provider.core.pod_failures import explain
+from airflow_ml_provider.core.pod_failures import explain, told_state
 from airflow_ml_provider.exceptions import (
     AirflowMLError,
     ArtifactError,
@@ -63,6 +63,7 @@ def raise_failure(
     memory_limit_gib: float | None,
     retry_exit_codes: Collection[int] = (),
     own_policy: bool = False,
+    all_events: bool = False,
 ) -> NoReturn:
     """
     Raise what became of a step that has not succeeded.
@@ -76,6 +77,7 @@ def raise_failure(
     :param memory_limit_gib: GiB up to which it raises.
     :param retry_exit_codes: Exit codes that a retry may mend, by the author's word.
     :param own_policy: Whether the task has a retry policy of the user's, which then decides about all but a ``ConfigError``.
+    :param all_events: Whether the pod's events are told of each failure, and not only where the cause is in them.
     :raises PodFailException: no retry mends it; its cause is a ``PodError``, or an ``ArtifactError`` that names what is missing.
     :raises PodError: a retry can help: Airflow decides by ``retries``, and by the task's retry policy.
     :raises ArtifactError: the program has ended well, and nothing is known of what it has made; or the user's policy decides.
@@ -92,14 +94,15 @@ def raise_failure(
         memory_gib=plan.memory_gib,
         memory_on_oom=memory_on_oom,
         memory_limit_gib=memory_limit_gib,
-        events=_events(outcome, jobs),
+        events=_events(outcome, jobs, always=all_events),
+        tells=plan.tells and not plan.beside,
     )
     error = explained.make()
     if isinstance(error, PodFailedError):
         error.curable = _may_pass(outcome, retry_exit_codes)
     final = is_final(error, own_policy=own_policy)
     shown: AirflowMLError = error
-    if isinstance(error, PodFailedError) and outcome.told is not None and outcome.told.state in NOT_AS_DECLARED:
+    if isinstance(error, PodFailedError) and told_state(outcome) in NOT_AS_DECLARED:
         shown = ArtifactError(str(error))
     elif isinstance(error, PodFailedError) and final:
         shown = PodFailedError(
@@ -123,7 +126,7 @@ def is_final(error: PodError, *, own_policy: bool = False) -> bool:
 
 def _may_pass(outcome: PodOutcome, retry_exit_codes: Collection[int]) -> bool:
     """Say whether a failed step may do better: where it was not its program that gave up, or its author says so."""
-    if outcome.told is not None and outcome.told.state in NOT_AS_DECLARED:
+    if told_state(outcome) in NOT_AS_DECLARED:
         return outcome.exit_code in retry_exit_codes
     return not outcome.exit_code or outcome.exit_code in {*KILLED, *retry_exit_codes}
 
@@ -231,8 +234,8 @@ def _has_told(outcome: PodOutcome) -> bool:
     return outcome.told is not None and outcome.told.manifest
 
 
-def _events(outcome: PodOutcome, jobs: PodJobs) -> list[PodEvent]:
-    if outcome.end not in TOLD_BY_EVENTS or not outcome.uid:
+def _events(outcome: PodOutcome, jobs: PodJobs, *, always: bool) -> list[PodEvent]:
+    if not outcome.uid or not (always or outcome.end in TOLD_BY_EVENTS):
         return []
     try:
         return jobs.events(outcome.pod, outcome.uid)

@@ -11,8 +11,10 @@ from airflow.sdk.bases.decorator import DecoratedOperator
 from airflow_ml_provider.core.function_source import read_function
 from airflow_ml_provider.core.signature import StepSignature, read_signature
 from airflow_ml_provider.exceptions import ConfigError
+from airflow_ml_provider.models.cache import Cache
 from airflow_ml_provider.models.pod_step import StepFunction
 from airflow_ml_provider.operators.pod import MLPodOperator
+from airflow_ml_provider.operators.pod_cache import read_pod_cache
 from airflow_ml_provider.operators.pod_checks import check_outputs
 from airflow_ml_provider.operators.step import context_keys
 
@@ -62,10 +64,31 @@ class MLPodFunctionOperator(DecoratedOperator, MLPodOperator):
         self.nones = frozenset(name for name, value in (op_kwargs or {}).items() if value is None)
         super().__init__(python_callable=python_callable, task_id=task_id, op_args=op_args, op_kwargs=op_kwargs, **kwargs)
 
+    @classmethod
+    def read_cache(cls, cache: object, task_id: str, function: Callable[..., Any], given: Mapping[str, Any]) -> Cache | None:
+        """
+        Read the argument ``cache`` of a mapped step, and check what can be checked before its instances are made.
+
+        :param cache: True or a policy; False or None for no cache.
+        :param task_id: The task.
+        :param function: Its function, outputs included.
+        :param given: Arguments of the call, by name.
+        :return: The policy; None for no cache.
+        :raises ConfigError: it could never work; a retry never helps.
+        """
+        signature = read_signature(function)
+        return read_pod_cache(task_id, cache, signature, function, context_keys(signature, given))
+
+    @property
+    def _written(self) -> Callable[..., Any]:
+        """The function as it was written: what Airflow is given is a wrapper without its outputs."""
+        function: Callable[..., Any] = getattr(self.python_callable, "__wrapped__", self.python_callable)
+        return function
+
     @cached_property
     def signature(self) -> StepSignature:
-        """What the function declares, outputs included: what Airflow is given is a wrapper without them."""
-        found = read_signature(getattr(self.python_callable, "__wrapped__", self.python_callable))
+        """What the function declares, outputs included."""
+        found = read_signature(self._written)
         check_outputs(found)
         return found
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow_ml_provider.core.pod_arguments import STRING_BYTES, check_command, check_environment, check_image
 from airflow_ml_provider.exceptions import ConfigError
-from airflow_ml_provider.operators.pod_build import environment_of, merged_arguments, template_of
-from airflow_ml_provider.operators.pod_checks import check_restarts
+from airflow_ml_provider.models.resources import StepResources
+from airflow_ml_provider.operators.cache_parse import read_policy
+from airflow_ml_provider.operators.pod_build import environment_of, is_pending, merged_arguments, template_of
+from airflow_ml_provider.operators.pod_cache import check_image_decides
+from airflow_ml_provider.operators.pod_checks import check_arguments, check_restarts, read_declared, read_options
 from airflow_ml_provider.step import VARIABLE, packed
 
 if TYPE_CHECKING:
     from airflow_ml_provider.operators.pod import MLPodOperator
 
+LONGEST_POLL_S = 3600
 LEAST_CONTEXT_BYTES = 400
 """What the context of a step takes without anything in it."""
 
@@ -29,8 +33,8 @@ def check_operator(operator: MLPodOperator) -> None:
     _ = operator.signature
     template = template_of(operator)
     check_restarts(operator.task_id, template)
-    if operator.image is not None or not (template or operator.pod_template_file):
-        check_image(operator.image)
+    _check_images(operator, template)
+    _check_poll_interval(operator)
     _check_memory(operator)
     merged_arguments(operator, operator.resources_asked)
     _check_half(operator, has_template=bool(template or operator.pod_template_file))
@@ -41,7 +45,63 @@ def check_operator(operator: MLPodOperator) -> None:
     check_environment(environment)
     for name in ("cmds", "arguments"):
         words = getattr(operator, name)
-        check_command(name, words if isinstance(words, list | tuple) else [])
+        check_command(name, words if isinstance(words, list | tuple | str) else [])
+
+
+def check_partial(given: Mapping[str, Any]) -> None:
+    """
+    Refuse of a mapped operator's arguments what could never work, whatever it is mapped over.
+
+    :param given: Arguments by name; some may be missing.
+    :raises ConfigError: one of them is wrong, names it; a retry never helps.
+    """
+    task_id = str(given.get("task_id"))
+    check_arguments(task_id, given)
+    options = read_options(task_id, given.get("options"))
+    asked = {name: given[name] for name in ("gpu", "cpu", "memory_gib") if name in given}
+    StepResources(**asked, run_as_non_root=options.run_as_non_root, options=options)
+    if given.get("image") is not None and not is_pending(given["image"]):
+        check_image(given["image"])
+    read_declared(task_id, given.get("inputs"), given.get("outputs"), given.get("parameters"))
+    policy = read_policy(task_id, given.get("cache"))
+    if policy is not None:
+        check_image_decides(task_id, policy)
+
+
+def variables_of(operator: MLPodOperator) -> frozenset[str] | None:
+    """
+    Name the variables of the main container's environment, as far as they are known when the DAG is parsed.
+
+    :param operator: The operator, its arguments set.
+    :return: The names; None where more may come when it runs.
+    """
+    if operator.pod_template_file or is_pending(operator.env_vars):
+        return None
+    return frozenset([*environment_of(operator), *_variables_of_template(template_of(operator) or {})])
+
+
+def _variables_of_template(template: Mapping[str, Any]) -> Iterator[str]:
+    for container in (template.get("spec") or {}).get("containers") or []:
+        yield from (str(each.get("name")) for each in container.get("env") or [])
+
+
+def _check_images(operator: MLPodOperator, template: Mapping[str, Any] | None) -> None:
+    if not is_pending(operator.image) and (operator.image is not None or not (template or operator.pod_template_file)):
+        check_image(operator.image)
+    for each in ((template or {}).get("spec") or {}).get("containers") or []:
+        if each.get("image"):
+            check_image(each["image"], f"image of container {each.get('name')!r}")
+    if operator.options.sidecar:
+        check_image(operator.options.sidecar, "options.sidecar")
+
+
+def _check_poll_interval(operator: MLPodOperator) -> None:
+    given = operator.poll_interval
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given <= LONGEST_POLL_S:
+        raise ConfigError(
+            f"task {operator.task_id!r}: poll_interval={given!r} is no time between two looks. Give seconds, more than 0 and at "
+            f"most {LONGEST_POLL_S}."
+        )
 
 
 def _check_memory(operator: MLPodOperator) -> None:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_ml_provider.core.signature import StepSignature
 from airflow_ml_provider.core.wiring import check_missing
-from airflow_ml_provider.exceptions import AirflowMLError, ConfigError
-from airflow_ml_provider.hooks.mlflow import MlflowHook
+from airflow_ml_provider.exceptions import AirflowMLError
 from airflow_ml_provider.models.artifact import Artifact
 from airflow_ml_provider.models.pod_options import PodOptions
 from airflow_ml_provider.models.pod_step import StepFunction
@@ -23,8 +22,7 @@ from airflow_ml_provider.tracking import pod_record
 from airflow_ml_provider.tracking.pod_record import StepPlan
 
 if TYPE_CHECKING:
-    from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
-    from kubernetes.client import CoreV1Api
+    from airflow_ml_provider.operators.caching import StepCache
 
 GRACE_S = 30
 """What Kubernetes gives a container that is told to stop."""
@@ -42,6 +40,7 @@ class Declared:
     :param tells: Whether the container has its half.
     :param function: Function that runs in the container; None where the image brings its program.
     :param context_keys: Parameters that Airflow filled, which are on record elsewhere.
+    :param cache: Where an earlier result may be found; None where none is looked for or kept.
     """
 
     signature: StepSignature
@@ -51,6 +50,7 @@ class Declared:
     tells: bool = True
     function: StepFunction | None = None
     context_keys: frozenset[str] = frozenset()
+    cache: StepCache | None = None
 
 
 def prepare(session: StepSession, declared: Declared, pod: Mapping[str, Any], main: str, clears: int) -> Prepared:
@@ -63,6 +63,7 @@ def prepare(session: StepSession, declared: Declared, pod: Mapping[str, Any], ma
     :param main: Name of its main container.
     :param clears: Airflow's ``max_tries``.
     :return: What goes on record, and the pod.
+    :raises CacheHitError: there is an earlier result, so nothing was made.
     :raises ConfigError: something of the step is wrong, or the pod could not reach a place; a retry never helps.
     :raises RemoteUnavailableError: MLflow did not answer within the patience; a retry is safe.
     """
@@ -71,6 +72,10 @@ def prepare(session: StepSession, declared: Declared, pod: Mapping[str, Any], ma
     refs = read_refs(session, signature, declared.given)
     plain = plain_values(signature, declared.given)
     session.log_params({name: value for name, value in plain.items() if name not in declared.context_keys})
+    kept: dict[str, Any] = {}
+    if declared.cache is not None:
+        kept = _look(declared.cache, declared, plain, pod, main)
+        refs = {name: [ref for _, ref in session.taken.get(name, [])] for name in refs}  # what was read has a digest by now
     session.log_params(_asked(declared.resources, pod, main))
     plan = StepPlan(
         try_number=record.attempt.try_number,
@@ -79,6 +84,7 @@ def prepare(session: StepSession, declared: Declared, pod: Mapping[str, Any], ma
         params=record.params,
         inputs=record.inputs,
         memory_gib=declared.resources.memory_gib,
+        cache=kept,
     )
     if not declared.tells:
         check_container(next(each for each in pod["spec"]["containers"] if each["name"] == main))
@@ -97,10 +103,19 @@ def prepare(session: StepSession, declared: Declared, pod: Mapping[str, Any], ma
     return _with_outputs(session, request, declared, pod, main)
 
 
+def _look(cache: StepCache, declared: Declared, plain: Mapping[str, Any], pod: Mapping[str, Any], main: str) -> dict[str, Any]:
+    """Look for an earlier result; gives what the plan keeps where there is none."""
+    from airflow_ml_provider.operators.cache_facts import step_facts
+    from airflow_ml_provider.operators.pod_cache import look_before_pod
+
+    facts = step_facts(cache.session, declared.signature, cache.policy, plain, {})
+    return look_before_pod(cache, facts, pod, main, declared.options, declared.function)
+
+
 def _with_outputs(session: StepSession, request: StepRequest, declared: Declared, pod: Mapping[str, Any], main: str) -> Prepared:
     """Make the models last, and take them back where the pod then cannot be made."""
     options, recorder, run = declared.options, session.recorder, session.record.run
-    mlflow = container_mlflow(session.api.server, connection_extra(session.record.conn_id), run, options)
+    mlflow = container_mlflow(session.api.server, run, options)
     build_context(recorder.store, run, request, mlflow, options)  # what cannot be reached is refused before a model is made
     types = {name: (each.artifact or Artifact).type_name for name, each in declared.signature.outputs.items()}
     outputs = pod_record.plan_outputs(recorder, session.record, types, options.artifact_root)
@@ -112,38 +127,6 @@ def _with_outputs(session: StepSession, request: StepRequest, declared: Declared
         pod_record.abandon_models(recorder, plan)
         raise
     return Prepared(plan, body, secret_data(session.api.server) if options.copy_credentials else {})
-
-
-def connection_extra(conn_id: str) -> dict[str, Any]:
-    """
-    Read the extra of the MLflow connection.
-
-    :param conn_id: Its id; it exists.
-    :return: The extra's fields.
-    """
-    return dict(MlflowHook.get_connection(conn_id).extra_dejson)
-
-
-def kubernetes_client(operator: KubernetesPodOperator) -> CoreV1Api:
-    """
-    Reach the cluster, and say what is missing where there is none.
-
-    :param operator: Says how; the connection is read once for all that this task does.
-    :return: A client.
-    :raises ConfigError: the connection, the kubeconfig or the cluster is missing; a retry never helps.
-    """
-    from airflow.sdk.exceptions import AirflowNotFoundException
-    from kubernetes.config import ConfigException
-
-    try:
-        return operator.client
-    except (ConfigException, AirflowNotFoundException) as error:
-        name = operator.kubernetes_conn_id
-        raise ConfigError(
-            f"no Kubernetes cluster is reached by connection {name!r}: {error}. Steps in pods need one. Add the connection, with "
-            f"kube_config_path in its extra (airflow connections add {name} --conn-type kubernetes ...), or run Airflow in the "
-            "cluster and say in_cluster=True."
-        ) from error
 
 
 def _asked(resources: StepResources, pod: Mapping[str, Any], main: str) -> dict[str, Any]:

@@ -127,18 +127,17 @@ def dump_context(context: StepContext) -> str:
     return json.dumps(plain, separators=(",", ":"), ensure_ascii=False)
 
 
-def container_mlflow(server: MlflowServer, extra: Mapping[str, Any], run: OpenRun, options: PodOptions) -> StepMlflow:
+def container_mlflow(server: MlflowServer, run: OpenRun, options: PodOptions) -> StepMlflow:
     """
     Say how a container reaches MLflow, and as whom.
 
     :param server: The server as the worker knows it.
-    :param extra: Extra of its connection, for ``pod_url``.
     :param run: Nested run of the step.
     :param options: ``mlflow_url``, and where the login comes from.
     :return: The server as the container reaches it.
     :raises ConfigError: the address is the worker's own machine, or the server wants a login and the pod is given none.
     """
-    told = options.mlflow_url or str(extra.get("pod_url") or "")
+    told = options.mlflow_url or server.pod_url
     url = (told or server.url).rstrip("/")
     if not told and _is_loopback(url):
         raise ConfigError(
@@ -146,7 +145,7 @@ def container_mlflow(server: MlflowServer, extra: Mapping[str, Any], run: OpenRu
             '"pod_url" in the connection\'s extra, or options=PodOptions(mlflow_url=...).'
         )
     mounted = options.mlflow_secret or options.mlflow_token_audience or options.copy_credentials
-    if (server.username or server.password) and not mounted and not told:
+    if (server.username or server.password or server.token_file) and not mounted and not told:
         raise ConfigError(
             f"connection {server.conn_id!r} has a login, and nothing says how the pod gets it. Give PodOptions(...) with "
             "mlflow_secret= (an existing Secret with username and password, or token), mlflow_token_audience= (a service-account "
@@ -156,7 +155,13 @@ def container_mlflow(server: MlflowServer, extra: Mapping[str, Any], run: OpenRu
         raise ConfigError(
             f"options.copy_credentials is set, and connection {server.conn_id!r} has no password to copy. Leave it out."
         )
-    return StepMlflow(url=url, run_id=run.run_id, experiment_id=run.experiment_id, credentials=CREDENTIALS if mounted else "")
+    return StepMlflow(
+        url=url,
+        run_id=run.run_id,
+        experiment_id=run.experiment_id,
+        workspace=server.workspace,
+        credentials=CREDENTIALS if mounted else "",
+    )
 
 
 def secret_data(server: MlflowServer) -> dict[str, str]:

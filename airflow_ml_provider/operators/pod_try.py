@@ -16,10 +16,12 @@ from airflow_ml_provider.jobs.pod_secrets import PodSecrets
 from airflow_ml_provider.jobs.pod_submission import PodSubmission
 from airflow_ml_provider.models.pod import PodEnd, PodOutcome, PodSnapshot
 from airflow_ml_provider.models.pod_step import StepManifest
+from airflow_ml_provider.operators.cache_hit import CacheHitError
 from airflow_ml_provider.operators.pod_body import with_secret
 from airflow_ml_provider.operators.pod_verdict import Verdict, completed, judge
 from airflow_ml_provider.operators.session import StepSession
 from airflow_ml_provider.tracking import pod_record
+from airflow_ml_provider.tracking.cache_index import CACHE, CACHE_KEY, CACHED_FROM
 from airflow_ml_provider.tracking.pod_record import StepPlan
 from airflow_ml_provider.tracking.runs import tags_of
 
@@ -85,6 +87,7 @@ class PodTry:
 
         :return: The pod, or the end of one: of an earlier try's that is gone and had done its work, or of one that could not
             be made; and what it was given.
+        :raises CacheHitError: no pod is taken up, and none is to be made, as there is an earlier result.
         :raises ConfigError: something of the step is wrong, and nothing was made; a retry never helps.
         :raises SupersededError: a later try or clear has taken over.
         :raises RemoteUnavailableError: MLflow or Kubernetes did not answer within the patience; a retry is safe.
@@ -97,6 +100,10 @@ class PodTry:
             return gone
         try:
             started = self.submission.start(self._body, found)
+        except CacheHitError:
+            if self._tags.get(pod_record.WAITING):  # for the end of a pod that is gone
+                self.session.set_tags({pod_record.WAITING: ""})
+            raise
         except AirflowMLError:
             self._abandon()
             raise
@@ -134,7 +141,7 @@ class PodTry:
         """
         session, recorder = self.session, self.session.recorder
         manifest = self._manifest(plan, outcome.told.sha256 if outcome.told else "")
-        verdict, outcome = judge(outcome, plan, manifest), completed(outcome, manifest)
+        verdict, outcome = judge(outcome, plan, manifest), completed(outcome, manifest, beside=plan.beside)
         pod_record.fill_record(session.record, plan, manifest)
         self._patiently("settle the step's models", lambda: pod_record.settle_models(recorder, plan, session.record))
         tags = {pod_record.END: str(outcome.end), pod_record.NODE: outcome.node, pod_record.WAITING: ""}
@@ -182,6 +189,8 @@ class PodTry:
             pod_record.POD: f"{self.submission.jobs.namespace}/{name}",
             pod_record.WAITING: f"{plan.try_number}/{self.submission.clears}",
         }
+        # By now, as who ends the step may be another process, which has not looked.
+        tags |= {key: record.tags[key] for key in (CACHE, CACHE_KEY, CACHED_FROM) if key in record.tags}
         self._patiently("tag the step's run", lambda: tree.set_tags(record.run.run_id, tags))
         self._kept, self._body_sent = generation, self._prepared.body
         if self._prepared.secret:

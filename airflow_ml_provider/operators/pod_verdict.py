@@ -47,12 +47,13 @@ def judge(outcome: PodOutcome, plan: StepPlan, manifest: StepManifest | None) ->
     return Verdict(late, missing, late=late)
 
 
-def completed(outcome: PodOutcome, manifest: StepManifest | None) -> PodOutcome:
+def completed(outcome: PodOutcome, manifest: StepManifest | None, *, beside: bool = False) -> PodOutcome:
     """
     Add what the manifest says to an end that Kubernetes could not tell in full: its pod is gone, and the message with it.
 
     :param outcome: The end of the pod.
     :param manifest: What the step has told; None for nothing.
+    :param beside: It was a sidecar that told it, and that one does not know how the program ended.
     :return: The outcome; by the step's own word where it had failed before its pod was deleted.
     """
     if manifest is None or outcome.told is not None:
@@ -60,7 +61,7 @@ def completed(outcome: PodOutcome, manifest: StepManifest | None) -> PodOutcome:
     told = StepMessage(
         try_number=manifest.try_number, state=manifest.state, exit_code=manifest.exit_code, error=manifest.error, manifest=True
     )
-    if outcome.end not in AFTERWARDS or manifest.state in {"succeeded", "terminated"}:
+    if outcome.end not in AFTERWARDS or beside or manifest.state in {"succeeded", "terminated"}:
         return outcome.model_copy(update={"told": told})
     end = PodEnd.OUT_OF_MEMORY if manifest.state == "out_of_memory" else PodEnd.FAILED
     message = f"{outcome.message} By then its step had failed."

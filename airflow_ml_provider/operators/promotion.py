@@ -8,13 +8,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from airflow.providers.common.compat.sdk import AirflowSkipException
 from airflow.sdk import BaseOperator
 
+from airflow_ml_provider.assets.events import check_registered
+from airflow_ml_provider.core.alert_reasons import why_promoted
 from airflow_ml_provider.core.model_names import check_aliases, check_name
 from airflow_ml_provider.core.signature import StepParameter, StepSignature
 from airflow_ml_provider.links.mlflow import MlflowRunLink
 from airflow_ml_provider.models.artifact import Model
-from airflow_ml_provider.models.reference import ArtifactRef
+from airflow_ml_provider.models.reference import ArtifactRef, model_id_of
+from airflow_ml_provider.notifications.alerts import alerts_of
 from airflow_ml_provider.operators.references import check_value
 from airflow_ml_provider.operators.step import StepOperatorMixin
 
@@ -42,6 +46,9 @@ class PromoteModelOperator(StepOperatorMixin, BaseOperator):
 
     The XCom is ``{"name", "version", "alias", "previous_version", "uri", "reason"}``; ``uri`` names the version and never
     moves. A promotion that is skipped for a newer champion pushes it too, with the reason and no version.
+
+    Where the task or its DAG has alerts (:func:`~airflow_ml_provider.notifications.alerts.ml_alert`), people are told of the
+    new champion, what it replaces, and what a gate before it has said.
 
     :param model: Reference to the model, ``fit["model"]``, or its URI.
     :param name: Name of the registered model; made when there is none.
@@ -80,6 +87,7 @@ class PromoteModelOperator(StepOperatorMixin, BaseOperator):
         self.allow_older = allow_older
         self.mlflow_conn_id = mlflow_conn_id
         self.experiment = experiment
+        self._moved = False
         wanted = StepParameter.input("model", Model)
         check_value(StepSignature(self.task_id, {"model": wanted}), wanted, model)
         self._check_names()
@@ -95,8 +103,6 @@ class PromoteModelOperator(StepOperatorMixin, BaseOperator):
             never helps.
         :raises RemoteUnavailableError: MLflow did not answer within the patience; a retry is safe.
         """
-        from airflow.sdk.exceptions import AirflowSkipException
-
         from airflow_ml_provider.hooks.patience import patiently
         from airflow_ml_provider.operators.execution import open_step
 
@@ -108,6 +114,9 @@ class PromoteModelOperator(StepOperatorMixin, BaseOperator):
             # The record's reference is for people: what Airflow's masker knows is masked in it. The model's own URI is whole.
             ref = session.record.inputs[-1].model_copy(update={"uri": model.uri if model else ""})
             answer = patiently(f"promote {self.name}", lambda: self._promote(session, ref), session.settings.patience_s)
+            # A try that finds all done may follow one that was cut before it told; a task's first has nothing to tell then.
+            news = self._moved or context["ti"].try_number > 1
+            session.registered = answer if news else {**answer, "version": None}
             said = {"version": answer["uri"], "previous": answer["previous_version"], "reason": answer["reason"]}
             session.set_tags({f"{TAG}.{key}": value or "none" for key, value in said.items()})
             log.info("%s", answer["reason"])
@@ -115,7 +124,16 @@ class PromoteModelOperator(StepOperatorMixin, BaseOperator):
                 if self.do_xcom_push:  # a skip ends the task by raising, and then nothing is pushed for it
                     context["ti"].xcom_push(key="return_value", value=answer)
                 raise AirflowSkipException(answer["reason"])
+        if news:
+            self._tell(context, answer)
         return answer
+
+    def _tell(self, context: Context, answer: Mapping[str, Any]) -> None:
+        notifiers = alerts_of(self)
+        reasons = _reasons_of_gates(self, context) if notifiers else []
+        said = why_promoted(self.name, self.alias, answer["previous_version"], reasons)
+        for each in notifiers:
+            each.announce("promoted", context, why=said, model=f"{self.name} version {answer['version']}")
 
     def _promote(self, session: StepSession, ref: ArtifactRef) -> dict[str, Any]:
         """Look and move; when somebody else moves the alias in between, look anew at what serves then."""
@@ -139,14 +157,17 @@ class PromoteModelOperator(StepOperatorMixin, BaseOperator):
         version = registry.register(self.name, made.source, run_id=made.run_id, model_id=made.model_id, tags=made.tags)
         session.require_current()
         seen = champion.version if champion else None
+        # Before the move: whose answer is lost finds all done when it looks again, and others must hear of it all the same.
+        self._moved |= seen != version.version
         moved = registry.promote(self.name, version.version, alias=self.alias, previous_alias=self.previous_alias, expected=seen)
         before = f"before it: version {moved.previous}" if moved.previous else "there was none before it"
-        done = f"is {self.name}@{self.alias} now; {before}" if moved.changed else f"was {self.name}@{self.alias} already"
+        now = f"is {self.name}@{self.alias} now; {before}" if moved.changed else f"is {self.name}@{self.alias} now"
+        done = now if self._moved else f"was {self.name}@{self.alias} already"
         return self._answer(version, moved.previous, f"Promoted: version {version.version} {done}.")
 
     def _describe(self, registry: ModelRegistry, ref: ArtifactRef, session: StepSession) -> _Candidate:
         """Say what is to be registered: the LoggedModel if there is one, wherever its bytes are."""
-        from airflow_ml_provider.tracking.registry import LOGICAL_DATE, as_date, model_id_of
+        from airflow_ml_provider.tracking.registry import LOGICAL_DATE, as_date
 
         model_id = model_id_of(ref.uri) or (registry.find_logged_model(ref.run_id, ref.uri) if ref.run_id else "")
         source = f"models:/{model_id}" if model_id else ref.uri
@@ -191,6 +212,7 @@ class PromoteModelOperator(StepOperatorMixin, BaseOperator):
         check_aliases(*known)
         if _is_known(self.name):
             check_name(self.name)
+            check_registered(self.task_id, self.outlets, self.name, self.mlflow_conn_id)
 
 
 @dataclass(frozen=True)
@@ -202,6 +224,25 @@ class _Candidate:
     run_id: str
     trained_at: datetime | None
     tags: Mapping[str, str]
+
+
+def _reasons_of_gates(task: PromoteModelOperator, context: Context) -> list[str]:
+    """Read why the gates before a promotion have let the model through; a promotion without a gate has no reason."""
+    from airflow_ml_provider.operators.gate import ModelGateOperator
+
+    found: dict[str, Any] = {}
+    left: list[Any] = [task]
+    while left:
+        new = [each for each in left.pop().get_direct_relatives(upstream=True) if each.task_id not in found]
+        found |= {each.task_id: each for each in new}
+        left += new
+    gates = [name for name, each in found.items() if isinstance(each, ModelGateOperator)]
+    try:
+        verdicts = [context["ti"].xcom_pull(task_ids=name) for name in gates]
+        return [reason for each in verdicts if each and each["decision"] == "promote" for reason in each["reasons"]]
+    except Exception:  # an alert with less in it is better than a promotion that fails for it
+        log.debug("What the gates have said is not known.", exc_info=True)
+        return []
 
 
 def _is_known(value: object) -> bool:

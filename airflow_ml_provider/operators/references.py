@@ -15,9 +15,12 @@ from airflow.sdk.definitions.mappedoperator import MappedOperator
 from airflow.sdk.definitions.xcom_arg import PlainXComArg
 
 from airflow_ml_provider.core.signature import StepParameter, StepSignature
-from airflow_ml_provider.core.wiring import Source, check_output, check_source, check_text, refs_of
+from airflow_ml_provider.core.wiring import Source, check_output, check_source, check_text, did_you_mean, refs_of
 from airflow_ml_provider.exceptions import ConfigError
 from airflow_ml_provider.models.reference import StepOutputs
+
+RETURNED = "return_value"
+"""Key of what a task returns, in XCom."""
 
 
 @attrs.define(repr=False)
@@ -52,13 +55,19 @@ class StepReference(PlainXComArg):
         return attrs.evolve(self, output=item)
 
     def __str__(self) -> str:
-        """Write the template that renders an output's URI, for operators that take texts."""
+        """Write the template that renders an output's URI, for operators that take texts; those of a list with blanks between."""
         pull = super().__str__()
         if self.output is None:
             return pull
         made = f"{{% with made = {pull.removeprefix('{{').removesuffix('}}').strip()} %}}"
-        uri = f"made['outputs']['{self.output}'].get('uri')"
-        path = f"'runs:/' ~ made['run_id'] ~ '/' ~ made['outputs']['{self.output}']['path']"
+        if self.signature.outputs[self.output].artifact is None:
+            return f"{made}{{{{ made['values']['{self.output}'] }}}}{{% endwith %}}"
+        run = "'runs:/' ~ (made.get('mlflow_run_id') or made['run_id']) ~ '/'"
+        if self.signature.outputs[self.output].many:
+            each = f"made['outputs'].get('{self.output}[' ~ place ~ ']')"
+            one = f"{{% if {each} %}}{{{{ {each}.get('uri') or {run} ~ {each}['path'] }}}} {{% endif %}}"
+            return f"{made}{{% for place in range(made['outputs'] | length) %}}{one}{{% endfor %}}{{% endwith %}}"
+        uri, path = f"made['outputs']['{self.output}'].get('uri')", f"{run} ~ made['outputs']['{self.output}']['path']"
         return f"{made}{{{{ {uri} or {path} }}}}{{% endwith %}}"
 
     def __repr__(self) -> str:
@@ -82,22 +91,24 @@ class StepReference(PlainXComArg):
         step = self.signature.step
         siblings = {name: each.artifact.type_name for name, each in self.signature.outputs.items() if each.artifact}
         text = step if self.output is None else f'{step}["{self.output}"]'
-        kind = siblings[self.output] if self.output else None
-        return Source(text, kind, many=bool(kind and self.operator.is_mapped), siblings=siblings, step=step)
+        kind = siblings.get(self.output) if self.output else None
+        many = bool(kind and (self.operator.is_mapped or self.signature.outputs[self.output or ""].many))
+        return Source(text, kind, many=many, siblings=siblings, step=step)
 
     def resolve(self, context: Mapping[str, Any]) -> Any:
         """
         Pull the XCom and pick the output.
 
         :param context: Airflow's context.
-        :return: The reference as plain JSON; a list of them for a mapped step; None where the step pushed nothing.
+        :return: The reference as plain JSON, or the value of an output that is no artifact; a list of them for a mapped step;
+            None where the step pushed nothing.
         """
         value = super().resolve(context)
         if self.output is None or value is None:
             return value
         if StepOutputs.looks_like(value):
-            return StepOutputs.from_json(value).ref(self.output).to_json()
-        return [StepOutputs.from_json(each).ref(self.output).to_json() for each in value[:] if each is not None]
+            return StepOutputs.from_json(value).pick(self.output)
+        return [StepOutputs.from_json(each).pick(self.output) for each in value[:] if each is not None]
 
 
 def check_value(signature: StepSignature, parameter: StepParameter, value: object) -> None:
@@ -113,6 +124,7 @@ def check_value(signature: StepSignature, parameter: StepParameter, value: objec
         _check_reference(signature, parameter, value)
         return
     if isinstance(value, ResolveMixin):
+        _check_mapped_operators(value)
         return
     if parameter.role == "plain":
         _refuse_hidden(signature, parameter, value)
@@ -197,12 +209,22 @@ def _references_in(value: object) -> Iterator[StepReference]:
 
 def _one_is_no_list(where: str, value: StepReference) -> ConfigError:
     source = value.source()
-    what = f"one {source.type}" if source.type else f"the outputs of a step, {', '.join(source.siblings)}"
+    one = f"a list of {source.type}s that is one part of an XCom" if source.many else f"one {source.type}"
+    what = one if source.type else f"the outputs of a step, {', '.join(source.siblings)}"
     name = value.output or next(iter(source.siblings))
     return ConfigError(
         f"{where} cannot map over {what}. Map over a list of references ([a[{name!r}], b[{name!r}]]), over that output of a "
         "mapped step, or over the list that a plain @task returns."
     )
+
+
+def _check_mapped_operators(value: ResolveMixin) -> None:
+    """Refuse an output that a mapped operator does not declare: Airflow takes it for a key of XCom, and finds nothing there."""
+    maker = value.operator if isinstance(value, PlainXComArg) else None
+    if isinstance(maker, MappedOperator) and isinstance(value, PlainXComArg) and value.key != RETURNED:
+        outputs = maker.partial_kwargs.get("outputs")
+        if isinstance(outputs, Mapping) and value.key not in outputs:
+            raise ConfigError(f"step {maker.task_id!r} has no output {value.key!r}.{did_you_mean(value.key, outputs)}")
 
 
 def _refuse_pairs(signature: StepSignature, parameter: StepParameter, value: Mapping[Any, Any]) -> None:
@@ -219,6 +241,12 @@ def _refuse_pairs(signature: StepSignature, parameter: StepParameter, value: Map
 def _check_reference(signature: StepSignature, parameter: StepParameter, value: StepReference) -> None:
     _refuse_whole(signature, parameter, value)
     source = value.source()
+    if value.output is not None and source.type is None and parameter.role != "plain":
+        kind = getattr(value.signature.outputs[value.output].annotation, "__name__", "value")
+        raise ConfigError(
+            f"step {signature.step!r}, parameter {parameter.name!r} wants {parameter.wanted}, but {source.text} is a plain value "
+            f"({kind}). Declare {parameter.name}: {kind}, or pass an output that is an artifact."
+        )
     if value.operator.get_closest_mapped_task_group() is not None:
         # One for steps of the same mapped task group, many for all others: told apart when it runs.
         source = replace(source, many=parameter.many)

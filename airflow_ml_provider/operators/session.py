@@ -8,9 +8,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from airflow_ml_provider._compat import redact
+from airflow.providers.common.compat.sdk import redact
+
 from airflow_ml_provider.config import Settings
 from airflow_ml_provider.core.model_names import alias_in
 from airflow_ml_provider.core.signature import StepParameter
@@ -38,6 +39,21 @@ log = logging.getLogger(__name__)
 A = TypeVar("A", bound=Artifact)
 
 
+class Keeper(Protocol):
+    """Keeps the result of a step for later ones; told when it ends well."""
+
+    def seal(self, record: StepRecord) -> Mapping[str, str]:
+        """
+        Take down the result, the outputs being stored; may be called again for the same record.
+
+        :param record: What the step did.
+        :return: Tags that the run is to have before it is closed.
+        """
+
+    def write(self) -> None:
+        """Keep the result, the run being closed; never raises."""
+
+
 class StepSession:
     """
     What a step reads, writes and logs while it runs.
@@ -61,8 +77,18 @@ class StepSession:
         self.metrics = MetricFeed(api, record)
         self.delivery = Delivery(self.recorder, record, settings)
         self.killed = False
+        self.taken: dict[str, list[tuple[int, ArtifactRef]]] = {}
+        """Per artifact parameter what came for it: place among the record's inputs, and reference; nothing for None."""
+        self.made_by = record.run.run_id
+        """The nested run that made the outputs; that of an earlier step where its result stands for this one's."""
+        self.keeper: Keeper | None = None
+        self.registered: Mapping[str, Any] | None = None
+        """The version that the step has registered, or moved an alias to, for assets and OpenLineage."""
         self._supervisor = os.getppid()
         self._outputs: dict[str, Artifact] = {}
+        self.fetched: dict[int, str] = {}
+        """Local place of an input that was fetched, by its place among the record's."""
+        self._metadata: dict[int, dict[str, Any]] = {}
 
     # What a step reads
 
@@ -107,10 +133,10 @@ class StepSession:
     def _resolved(self, parameter: StepParameter, value: object) -> list[tuple[int, ArtifactRef]]:
         """Resolve what came, and put it on record; gives the place in the record and the reference."""
         refs = refs_of(self.record.attempt.identity.task_id, parameter, value)
+        self.taken[parameter.name] = found = []
         named = [parameter]
         if parameter.many:
             named = [replace(parameter, name=f"{parameter.name}[{index}]") for index in range(len(refs))]
-        found = []
         for each, ref in zip(named, refs, strict=True):
             resolved = self._resolve(each, ref)
             if resolved is not None:
@@ -133,27 +159,50 @@ class StepSession:
         return found.model_copy(update={"name": parameter.name})
 
     def _bind(self, parameter: StepParameter, index: int, ref: ArtifactRef) -> Artifact:
-        folder = self.scratch / "inputs" / f"{index + 1}-{ref.name}"
-        return _make_input(parameter.artifact or Artifact, self, ref, folder, index)
+        return _make_input(parameter.artifact or Artifact, self, ref, index)
 
-    def fetch(self, ref: ArtifactRef, folder: Path, index: int) -> str:
+    def fetch(self, ref: ArtifactRef, index: int) -> str:
         """
-        Bring an input here and verify it; called when ``.path`` is first touched.
+        Bring an input here and verify it, once; called when ``.path`` is first touched.
 
         :param ref: Its reference.
-        :param folder: Folder to make for it.
         :param index: Its place among the record's inputs, which learns the digest that was seen.
         :return: The local file or directory.
         :raises ArtifactError: it is gone or was changed; a retry does not help.
         :raises RemoteUnavailableError: the store did not answer within the patience; a retry is safe.
         """
-        folder.mkdir(parents=True, exist_ok=True)
+        if index in self.fetched:
+            return self.fetched[index]
+        folder = self._folder_of(ref, index)
         local, written = patiently(f"fetch {ref.name}", lambda: self.recorder.store.fetch(ref, folder), self.settings.patience_s)
         if ref.sha256 is None:
             log.info("%s: nobody has recorded a digest of %s; it is sha256 %s now.", ref.name, ref.uri, written.sha256)
             seen = {"sha256": written.sha256, "size": written.size}
             self.record.inputs[index] = self.record.inputs[index].model_copy(update=seen)
+            for refs in self.taken.values():
+                refs[:] = [(place, each.model_copy(update=seen) if place == index else each) for place, each in refs]
+        self.fetched[index] = str(local)
         return str(local)
+
+    def metadata_of(self, ref: ArtifactRef, index: int) -> dict[str, Any]:
+        """
+        Read the metadata of an input, once.
+
+        :param ref: Its reference.
+        :param index: Its place among the record's inputs.
+        :return: What its maker set.
+        :raises ArtifactError: it is not where it was.
+        :raises RemoteUnavailableError: the store did not answer; a retry is safe.
+        """
+        if index not in self._metadata:
+            local = self._folder_of(ref, index) / ".metadata.json"
+            self._metadata[index] = self.recorder.store.read_metadata(ref, local)
+        return self._metadata[index]
+
+    def _folder_of(self, ref: ArtifactRef, index: int) -> Path:
+        folder = self.scratch / "inputs" / f"{index + 1}-{ref.name}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
     # What a step writes
 
@@ -216,7 +265,7 @@ class StepSession:
         :return: Plain JSON of :class:`~airflow_ml_provider.models.reference.StepOutputs`.
         """
         refs = {each.name: each.stored for each in self.record.outputs if each.stored is not None}
-        return StepOutputs.of(self.record.run.run_id, refs).to_json()
+        return StepOutputs.of(self.made_by, refs).to_json()
 
     # How a step ends
 
@@ -232,9 +281,13 @@ class StepSession:
         if state != "skipped":  # a step that skips itself need not have written anything
             self.record.outputs += [self._collect(artifact) for artifact in self._outputs.values()]
         self._end("FINISHED", state)
+        if self.keeper is not None:
+            self.recorder.seal = self.keeper.seal
         self.delivery.succeed()
+        if self.keeper is not None:
+            self.keeper.write()
         for output in self.record.outputs:
-            if ref := output.stored:
+            if self.made_by == self.record.run.run_id and (ref := output.stored):
                 log.info("Stored %s %s: %s (%s bytes, sha256 %s)", ref.type, ref.name, ref.uri, ref.size, ref.sha256)
 
     def fail(self, error: BaseException, state: str) -> None:
@@ -324,14 +377,13 @@ def _plain(artifact: Artifact) -> dict[str, Any]:
     return plain
 
 
-def _make_input(kind: type[Artifact], session: StepSession, ref: ArtifactRef, folder: Path, index: int) -> Artifact:
+def _make_input(kind: type[Artifact], session: StepSession, ref: ArtifactRef, index: int) -> Artifact:
     """Bind a reference to an artifact that fetches itself."""
 
     def metadata() -> dict[str, Any]:
         if kind is Metrics:
             return load_metrics(Path(artifact.path).read_text())
-        folder.mkdir(parents=True, exist_ok=True)
-        return session.recorder.store.read_metadata(ref, folder / ".metadata.json")
+        return session.metadata_of(ref, index)
 
-    artifact = kind(ref.name, uri=ref.uri, fetch=lambda: session.fetch(ref, folder, index), fetch_metadata=metadata)
+    artifact = kind(ref.name, uri=ref.uri, fetch=lambda: session.fetch(ref, index), fetch_metadata=metadata)
     return artifact

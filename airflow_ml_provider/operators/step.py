@@ -9,27 +9,33 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from airflow.providers.common.compat.sdk import redact
 from airflow.sdk.bases.decorator import DecoratedOperator
 from pydantic import TypeAdapter, ValidationError
 
-from airflow_ml_provider._compat import redact
+from airflow_ml_provider.assets.events import check_outlets
 from airflow_ml_provider.core.signature import StepParameter, StepSignature, read_signature
 from airflow_ml_provider.core.wiring import check_missing
 from airflow_ml_provider.exceptions import ConfigError
-from airflow_ml_provider.links.mlflow import MlflowRunLink
+from airflow_ml_provider.lineage.openlineage_mixin import OpenLineageMixin
+from airflow_ml_provider.links.mlflow import MlflowCachedFromLink, MlflowRunLink
 from airflow_ml_provider.models.artifact import Artifact
+from airflow_ml_provider.models.cache import Cache
 from airflow_ml_provider.models.reference import ArtifactRef, StepOutputs
+from airflow_ml_provider.operators.cache_parse import check_cached_step, read_policy
 from airflow_ml_provider.operators.references import StepReference, refuse_mapping_over
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from airflow_ml_provider.core.cache_key import KeyFacts
+    from airflow_ml_provider.operators.caching import StepCache
     from airflow_ml_provider.operators.session import StepSession
 
 log = logging.getLogger(__name__)
 
 
-class StepOperatorMixin:
+class StepOperatorMixin(OpenLineageMixin):
     """
     What all operators have that run in the worker with a record in MLflow.
 
@@ -40,6 +46,8 @@ class StepOperatorMixin:
     experiment: str | None
     artifact_root: str | None = None
     mlflow_run_url: str = ""
+    cache: Cache | None = None
+    cached_from_url: str = ""
     session: StepSession | None = None
 
     def on_kill(self) -> None:
@@ -48,7 +56,63 @@ class StepOperatorMixin:
             self.session.kill()
 
 
-class MLStepOperator(StepOperatorMixin, DecoratedOperator):
+class TypedStepMixin(StepOperatorMixin):
+    """What steps add that declare their inputs and outputs: references to the outputs, and the checks of where they go."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def signature(self) -> StepSignature:
+            """What the step declares."""
+            ...
+
+    @property
+    def output(self) -> StepReference:
+        """The step's outputs: ``task.output["model"]``."""
+        me: Any = self
+        return StepReference(me, signature=self.signature)
+
+    def update_relative(self, other: Any, upstream: bool = True, edge_modifier: Any = None) -> None:
+        """
+        Look at what the step becomes upstream of; Airflow calls this for every arrow from it.
+
+        :param other: The task.
+        :param upstream: As in Airflow.
+        :param edge_modifier: As in Airflow.
+        :raises ConfigError: it is mapped over one output of this step; a retry never helps.
+        """
+        airflows: Any = super()
+        airflows.update_relative(other, upstream, edge_modifier)
+        me: Any = self
+        refuse_mapping_over(me, other)
+
+    def check_outlets(self, mlflow_conn_id: str | None) -> None:
+        """
+        Refuse at parse time assets among the outlets that no output of the step can be.
+
+        :param mlflow_conn_id: Connection of its server; None where that is not known yet.
+        :raises ConfigError: one fits no output, or several, or is of another server; a retry never helps.
+        """
+        me: Any = self
+        declared = {name: each.artifact for name, each in self.signature.outputs.items() if not each.many}
+        check_outlets(me.task_id, me.outlets, {name: kind.type_name for name, kind in declared.items() if kind}, mlflow_conn_id)
+
+    def push_by_name(self, context: Context, session: StepSession) -> None:
+        """
+        Push each output by its name too, where the operator is mapped: Airflow takes ``task.output["model"]`` for such a key.
+
+        :param context: Airflow's context.
+        :param session: The step's, ended well.
+        """
+        me: Any = self
+        ti: Any = context["ti"]
+        if me.do_xcom_push and ti.map_index is not None and ti.map_index >= 0:
+            for each in session.record.outputs:
+                if each.stored is not None:
+                    ti.xcom_push(key=each.name, value=each.stored.to_json())
+
+
+class MLStepOperator(TypedStepMixin, DecoratedOperator):
     """
     Runs a typed function in the worker; made by ``@task.ml``, seldom by hand.
 
@@ -59,12 +123,14 @@ class MLStepOperator(StepOperatorMixin, DecoratedOperator):
     :param experiment: Name of the MLflow experiment; None means ``[ml] experiment``, which is the DAG's id by default. All
         steps of a DAG run need the same: set it in ``default_args``.
     :param artifact_root: URI that ``ObjectStoragePath`` opens, below which outputs are stored; None means MLflow's own store.
+    :param cache: Whether an earlier result of the same inputs, parameters and code stands for a new one: True, or a ``Cache``
+        that says more. None and False run the step each time.
     """
 
     custom_operator_name: ClassVar[str] = "@task.ml"
     template_fields: Sequence[str] = ("op_args", "op_kwargs", "experiment", "artifact_root")
     template_fields_renderers: ClassVar[dict[str, str]] = {"op_args": "py", "op_kwargs": "py"}
-    operator_extra_links = (MlflowRunLink(),)
+    operator_extra_links = (MlflowRunLink(), MlflowCachedFromLink())
     shallow_copy_attrs: Sequence[str] = ("python_callable", "session")
 
     def __init__(
@@ -77,6 +143,7 @@ class MLStepOperator(StepOperatorMixin, DecoratedOperator):
         mlflow_conn_id: str = "mlflow_default",
         experiment: str | None = None,
         artifact_root: str | None = None,
+        cache: Cache | bool | None = None,
         **kwargs: Any,
     ) -> None:
         self.mlflow_conn_id = mlflow_conn_id
@@ -85,28 +152,37 @@ class MLStepOperator(StepOperatorMixin, DecoratedOperator):
         # Told apart before templates are rendered: a None that the DAG file says, and one that came from a skipped step.
         self.nones = frozenset(name for name, value in (op_kwargs or {}).items() if value is None)
         super().__init__(python_callable=python_callable, task_id=task_id, op_args=op_args, op_kwargs=op_kwargs, **kwargs)
+        self.cache = self.read_cache(cache, task_id, self.function, op_kwargs or {})
+        self.check_outlets(mlflow_conn_id)
+
+    @classmethod
+    def read_cache(cls, cache: object, task_id: str, function: Callable[..., Any], given: Mapping[str, Any]) -> Cache | None:
+        """
+        Read the argument ``cache``, and check that it fits the step.
+
+        :param cache: True or a policy; False or None for no cache.
+        :param task_id: The task.
+        :param function: Its function, outputs included.
+        :param given: Arguments of the call, by name.
+        :return: The policy; None for no cache.
+        :raises ConfigError: it could never work; a retry never helps.
+        """
+        policy = read_policy(task_id, cache)
+        if policy is not None:
+            signature = read_signature(function)
+            check_cached_step(task_id, policy, signature, function, context_keys(signature, given))
+        return policy
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The function as it was written: what Airflow is given is a wrapper without its outputs."""
+        function: Callable[..., Any] = getattr(self.python_callable, "__wrapped__", self.python_callable)
+        return function
 
     @cached_property
     def signature(self) -> StepSignature:
-        """What the function declares, outputs included: what Airflow is given is a wrapper without them."""
-        return read_signature(getattr(self.python_callable, "__wrapped__", self.python_callable))
-
-    @property
-    def output(self) -> StepReference:
-        """The step's outputs: ``task.output["model"]``."""
-        return StepReference(self, signature=self.signature)
-
-    def update_relative(self, other: Any, upstream: bool = True, edge_modifier: Any = None) -> None:
-        """
-        Look at what the step becomes upstream of; Airflow calls this for every arrow from it.
-
-        :param other: The task.
-        :param upstream: As in Airflow.
-        :param edge_modifier: As in Airflow.
-        :raises ConfigError: it is mapped over one output of this step; a retry never helps.
-        """
-        super().update_relative(other, upstream, edge_modifier)
-        refuse_mapping_over(self, other)
+        """What the function declares, outputs included."""
+        return read_signature(self.function)
 
     def execute(self, context: Context) -> Any:
         """
@@ -118,6 +194,7 @@ class MLStepOperator(StepOperatorMixin, DecoratedOperator):
         :raises ArtifactError: an input is not what was recorded, or an output was never written.
         :raises RemoteUnavailableError: MLflow did not answer within the patience; a retry is safe.
         """
+        from airflow_ml_provider.operators.caching import open_cache
         from airflow_ml_provider.operators.execution import open_step
 
         with open_step(self, context) as session:
@@ -127,25 +204,43 @@ class MLStepOperator(StepOperatorMixin, DecoratedOperator):
             check_missing(self.signature, given)
             plain = plain_values(self.signature, given)
             session.log_params({name: value for name, value in plain.items() if name not in filled})
-            result = self.python_callable(**self._artifacts(session, given), **plain)
-            if self.signature.outputs and result is not None:
-                raise ConfigError(
-                    f"step {self.signature.step!r} has outputs and returned {type(result).__name__}; the XCom of such a step "
-                    "is its outputs. Return None, and hand the value on as another output or as .metadata of one."
-                )
-            _refuse_unplain(self.signature.step, result)
+            inputs = self._inputs(session, given)
+            cache = open_cache(self, session, context)
+            hit = cache.look(self._facts(cache, plain, context)) if cache else None
+            result = hit.result if hit else self._run(session, inputs | plain)
+            if cache and not hit:
+                cache.keep(result)
         return session.outputs() if self.signature.outputs else result
 
-    def _artifacts(self, session: StepSession, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Bind inputs and outputs; an input that is not given keeps the function's default."""
+    def _run(self, session: StepSession, arguments: Mapping[str, Any]) -> Any:
+        """Call the function, and look at what it returns."""
+        outputs = {name: session.write(name, each.artifact or Artifact) for name, each in self.signature.outputs.items()}
+        result = self.python_callable(**arguments, **outputs)
+        if outputs and result is not None:
+            raise ConfigError(
+                f"step {self.signature.step!r} has outputs and returned {type(result).__name__}; the XCom of such a step "
+                "is its outputs. Return None, and hand the value on as another output or as .metadata of one."
+            )
+        _refuse_unplain(self.signature.step, result)
+        return result
+
+    def _inputs(self, session: StepSession, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Bind inputs; one that is not given keeps the function's default."""
         bound: dict[str, Any] = {}
         for name, each in self.signature.inputs.items():
             value = given.get(name, None if each.default is inspect.Parameter.empty else each.default)
             missing = value is None and each.optional and (name not in given or name in self.nones)
             bound[name] = None if missing else session.read_parameter(each, value)
-        for name, each in self.signature.outputs.items():
-            bound[name] = session.write(name, each.artifact or Artifact)
         return bound
+
+    def _facts(self, cache: StepCache, plain: Mapping[str, Any], context: Context) -> KeyFacts:
+        """Gather what the result depends on."""
+        from airflow_ml_provider.core.code_digest import code_parts
+        from airflow_ml_provider.operators.cache_facts import dag_folder, step_facts
+
+        policy = cache.policy
+        code = code_parts(self.function, dag_folder(context), redact) if policy.code else {}
+        return step_facts(cache.session, self.signature, policy, plain, code)
 
 
 def context_keys(signature: StepSignature, given: Mapping[str, Any]) -> set[str]:

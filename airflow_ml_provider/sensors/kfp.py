@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from airflow.providers.common.compat.sdk import AirflowSensorTimeout, AirflowSkipException
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
 from airflow_ml_provider._compat import StateStore, state_store
@@ -19,7 +20,9 @@ from airflow_ml_provider.exceptions import (
     UnauthorizedError,
 )
 from airflow_ml_provider.links.kfp import KfpExperimentLink, KfpPipelineLink, KfpRunLink, pages
-from airflow_ml_provider.models.kfp import PipelineRun, RunState, WaitOutcome
+from airflow_ml_provider.links.mlflow import MlflowRunLink
+from airflow_ml_provider.models.kfp import KfpRunOptions, PipelineRun, RunState, WaitOutcome
+from airflow_ml_provider.operators.kfp_typed import RunOutputsMixin
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -39,7 +42,7 @@ PACE = 10
 """How many times the pause between two questions of the triggerer grows with the age of a run."""
 
 
-class KfpRunSensor(BaseSensorOperator):
+class KfpRunSensor(RunOutputsMixin, BaseSensorOperator):
     """
     Waits until a run that was started elsewhere has ended, and succeeds when it has succeeded.
 
@@ -47,7 +50,8 @@ class KfpRunSensor(BaseSensorOperator):
     the waiting and never the run.
 
     The XCom is as of ``KfpRunPipelineOperator``: ``{"version", "run_id", "state", "url", "experiment_id", "pipeline_id",
-    "pipeline_version_id"}``.
+    "pipeline_version_id"}``, and the run's outputs, as of ``KfpRunPipelineOperator``: ``sensor.output["model"]``. With
+    ``outputs`` the task has a record in MLflow, made when the run has ended.
 
     With ``soft_fail`` the task is skipped when the run has failed or the time is up, and fails when the server is away.
 
@@ -57,10 +61,13 @@ class KfpRunSensor(BaseSensorOperator):
     :param deferrable: Wait in the triggerer, without a worker's slot; None takes ``[operators] default_deferrable``. There
         ``poke_interval`` is the longest pause between two questions, which all that wait for the server share; a
         tenth of it while the run is young.
+    :param outputs: What the next steps take of the run, as of ``KfpRunPipelineOperator``.
+    :param options: Of these ``results_root``, ``pipeline_root``, ``mlflow_conn_id`` and ``mlflow_experiment`` are read.
     """
 
     template_fields: Sequence[str] = ("run_id", "namespace")
-    operator_extra_links = (KfpRunLink(), KfpExperimentLink(), KfpPipelineLink())
+    operator_extra_links = (KfpRunLink(), KfpExperimentLink(), KfpPipelineLink(), MlflowRunLink())
+    shallow_copy_attrs: Sequence[str] = ("session",)
     ui_color = "#e8f0fe"
 
     def __init__(
@@ -70,9 +77,13 @@ class KfpRunSensor(BaseSensorOperator):
         kfp_conn_id: str = "kfp_default",
         namespace: str | None = None,
         deferrable: bool | None = None,
+        outputs: Mapping[str, Any] | None = None,
+        options: KfpRunOptions | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.outputs = outputs
+        self.options = options or KfpRunOptions()
         self.run_id = run_id
         self.kfp_conn_id = kfp_conn_id
         self.namespace = namespace
@@ -81,6 +92,7 @@ class KfpRunSensor(BaseSensorOperator):
         self._deadline: float | None = None
         self._store: StateStore | None = None
         self._check_run_id()
+        _ = self.signature
 
     def execute(self, context: Context) -> Any:
         """
@@ -107,7 +119,7 @@ class KfpRunSensor(BaseSensorOperator):
                 run = None
             if run is None or not run.state.ended:
                 self._defer(server, run, deadline)
-            return self._finish(server, run, WaitOutcome(run_id=run.run_id, outcome="ended", state=run.state))
+            return self._finish(context, server, run, WaitOutcome(run_id=run.run_id, outcome="ended", state=run.state))
 
     def poke(self, context: Context) -> PokeReturnValue:
         """
@@ -138,9 +150,9 @@ class KfpRunSensor(BaseSensorOperator):
                 return PokeReturnValue(is_done=False)
             if told.outcome == "deadline":
                 return PokeReturnValue(is_done=False)  # Airflow ends it, as it ends other sensors
-            return PokeReturnValue(is_done=True, xcom_value=self._finish(server, looking.run, told))
+            return PokeReturnValue(is_done=True, xcom_value=self._finish(context, server, looking.run, told))
 
-    def execute_complete(self, context: Context, event: Mapping[str, Any], deadline: float | None = None) -> dict[str, Any]:  # noqa: ARG002  (Airflow's signature)
+    def execute_complete(self, context: Context, event: Mapping[str, Any], deadline: float | None = None) -> dict[str, Any]:
         """
         Go on after the triggerer has waited.
 
@@ -153,8 +165,6 @@ class KfpRunSensor(BaseSensorOperator):
         :raises RemoteJobError: as :meth:`execute`.
         :raises RemoteUnavailableError: as :meth:`execute`.
         """
-        from airflow.sdk.exceptions import AirflowSensorTimeout
-
         from airflow_ml_provider.hooks.patience import patiently
 
         told = WaitOutcome.from_event(event)
@@ -172,7 +182,7 @@ class KfpRunSensor(BaseSensorOperator):
                     f"task {self.task_id!r}: run {self.run_id} is on the server, but not among the runs of namespace "
                     f"{server.jobs.namespace!r}. Give namespace=, or a connection with, the namespace of the run."
                 )
-            return self._finish(server, look, told)
+            return self._finish(context, server, look, told)
 
     def _defer(self, server: Connected, run: PipelineRun | None, deadline: float) -> NoReturn:
         from airflow_ml_provider.triggers.kfp import KfpRunTrigger
@@ -192,10 +202,9 @@ class KfpRunSensor(BaseSensorOperator):
         )
         self.defer(trigger=trigger, method_name="execute_complete", kwargs={"deadline": deadline})
 
-    def _finish(self, server: Connected, run: PipelineRun | None, told: WaitOutcome) -> dict[str, Any]:
+    def _finish(self, context: Context, server: Connected, run: PipelineRun | None, told: WaitOutcome) -> dict[str, Any]:
         """End as the run did."""
         from airflow_ml_provider.jobs.kfp import describe_failure
-        from airflow_ml_provider.jobs.kfp_connected import run_reference
 
         if told.outcome == "unreachable":
             raise self._verdict(RemoteUnavailableError(told.message), soft=False)
@@ -203,13 +212,25 @@ class KfpRunSensor(BaseSensorOperator):
             raise self._verdict(RemoteJobError(f"{told.message} Its end is not known. A retry looks again."))
         self._show(server, run)
         if run.state.good:
-            return run_reference(run, self.kfp_links["run"])
+            return self._results(context, server, run)
         raise self._verdict(RemoteJobError(describe_failure(server.jobs, run, told, self.kfp_links["run"])))
+
+    def _results(self, context: Context, server: Connected, run: PipelineRun) -> dict[str, Any]:
+        """Find what the run has made, and say so; with declared outputs in a record of the task's own."""
+        from airflow_ml_provider.operators.kfp_delivery import answer_of
+        from airflow_ml_provider.operators.kfp_record import RecordedTask, note_run
+        from airflow_ml_provider.operators.kfp_results import Results
+
+        recorded = RecordedTask.of(self.options, context) if self.outputs else None
+        with recorded.opened(context) if recorded else nullcontext() as session:
+            self.session, self.mlflow_run_url = session, recorded.mlflow_run_url if recorded else ""
+            note_run(session, run, self.kfp_links["run"])
+            looking = Results(server.jobs, run, self.options, session, server.patience_s if self.outputs else 0.0)
+            answer = answer_of(looking, self.signature, self.kfp_links["run"])
+        return self._told(context, answer)
 
     def _verdict(self, error: AirflowMLError, *, soft: bool = True) -> Exception:
         """Fail, or skip where the sensor was told to; Airflow itself does so for its own errors alone."""
-        from airflow.sdk.exceptions import AirflowSkipException
-
         skips = self.never_fail or (soft and self.soft_fail)
         return AirflowSkipException(str(error)) if skips else error
 
@@ -224,7 +245,7 @@ class KfpRunSensor(BaseSensorOperator):
             memory.set(key, time.time())
         elif time.time() - since > STUCK_S:
             told = WaitOutcome(run_id=run.run_id, outcome="stuck", state=run.state, message=f"since {STUCK_S:.0f} s at least.")
-            self._finish(server, run, told)
+            self._finish(context, server, run, told)
 
     def _memory(self, context: Context) -> StateStore:
         if self._store is None:

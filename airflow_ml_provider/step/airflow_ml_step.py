@@ -88,6 +88,10 @@ class OutputError(StepError):
     state = "output"
 
 
+class NeverWrittenError(OutputError):
+    """There is nothing where an output belongs."""
+
+
 class UnavailableError(StepError):
     """A server did not answer; a retry is safe."""
 
@@ -222,7 +226,7 @@ class Meter:
                     self._take(piece)
                     yield piece
         except OSError as error:
-            raise OutputError(f"{local} cannot be read, so it cannot be stored: {error}. Write it as a plain file.") from error
+            raise unreadable(local, error) from error
 
     def receive(self, stream: Any, local: Path) -> None:
         """Write a stream to a file."""
@@ -244,6 +248,17 @@ class Meter:
         return self.digest.hexdigest(), self.size
 
 
+def unreadable(local: Path, error: OSError) -> OutputError:
+    """Say what keeps something that was written from being stored; the user who wrote it may be another than this one."""
+    remedy = "Write it as a plain file."
+    if isinstance(error, PermissionError):
+        remedy = (
+            "It is another user's: let the program write what all may read (umask 022, chmod -R a+rX), or name its user by "
+            "runAsUser in container_security_context, and a sidecar is that user too."
+        )
+    return OutputError(f"{local} cannot be read, so it cannot be stored: {error}. {remedy}")
+
+
 def hash_file(local: Path) -> Written:
     """Hash a file in pieces."""
     meter = Meter()
@@ -262,15 +277,24 @@ def as_text(name: str) -> str:
 def files_of(folder: Path) -> list[tuple[str, Path]]:
     """List the files of a directory by relative path; a link to a folder, or to nothing, is refused: it would be left out."""
     found = []
-    for parent, folders, names in os.walk(str(folder)):
-        for each in [Path(parent, name) for name in (*folders, *names)]:
-            if each.is_file():
-                found.append((as_text(each.relative_to(folder).as_posix()), each))
-            elif each.is_symlink():
-                raise OutputError(
-                    f"{each} is a link to a folder, or to nothing, and cannot be stored. Copy what it points to, or remove it."
-                )
+    try:
+        for parent, folders, names in os.walk(str(folder), onerror=_not_listed):
+            for each in [Path(parent, name) for name in (*folders, *names)]:
+                if each.is_file():
+                    found.append((as_text(each.relative_to(folder).as_posix()), each))
+                elif each.is_symlink():
+                    raise OutputError(
+                        f"{each} is a link to a folder, or to nothing, and cannot be stored. Copy what it points to, or "
+                        "remove it."
+                    )
+    except OSError as error:
+        raise unreadable(Path(error.filename or folder), error) from error
     return sorted(found)
+
+
+def _not_listed(error: OSError) -> None:
+    """Let a folder that may not be listed be told: what is in it would be left out in silence."""
+    raise error
 
 
 def hash_any(local: Path) -> Written:
@@ -1054,10 +1078,14 @@ def find_output(context: Fields, name: str, points: Mapping[str, Fields]) -> tup
         if len(others) > 1:
             raise OutputError(f"output {name!r} could be each of {[each.name for each in others]}. Leave one.")
         path = others[0] if others else path
-    if not path.exists() or (path.is_dir() and not files_of(path)):
+    if not path.exists():
         written_by = "log_metric" if spec["type"] == "Metrics" else "a file or a directory"
-        raise OutputError(
+        raise NeverWrittenError(
             f"output {name!r} ({spec['type']}) was never written: there is nothing at {path}. Write it there ({written_by})."
+        )
+    if path.is_dir() and not files_of(path):
+        raise OutputError(
+            f"output {name!r} ({spec['type']}) was never written: {path} is a directory without a file. Write a file into it."
         )
     return path, metadata
 
@@ -1304,12 +1332,15 @@ class Session:
         self.prepare()
         with self.watch.interruptible():
             fetch_inputs(self.context, self.server)
-        if not command:
+        calls = not command
+        if calls:
             if not self.context.get("function"):
                 raise ConfigError("there is neither a program to run nor a function. Set cmds= of the operator.")
             command = [sys.executable, "-u", str(home(self.context) / "step" / "airflow_ml_step.py"), "call"]
         self.watch.start(command, child_environment(self.context, self.server))
         state, code, error = self.ending(self.wait())
+        if state == "succeeded" and calls and not (home(self.context) / "result.json").is_file():
+            state, code, error = "failed", 1, "the process ended with exit code 0 before the function had returned"
         if state == "succeeded":
             with self.watch.interruptible():
                 self.feed.drain(min(DRAIN_S, self.patience.limit_s))
@@ -1493,12 +1524,15 @@ def command_collect(_: list[str]) -> int:
             session.watch.rest()
         session.watch.told = 0  # no end before its time, but what was waited for
         session.feed.drain(DRAIN_S)
+        refused = []
         for name, _spec in _outputs(session.context):
             try:
                 session.store([name])
-            except OutputError as error:
+            except NeverWrittenError as error:  # the program may have failed, which is then what is to be told
                 say(str(error))
-        return "succeeded", 0, ""
+            except OutputError as error:
+                refused.append(str(error) if str(error).startswith("output ") else f"output {name!r}: {error}")
+        return ("output", EXIT_CODES["output"], " ".join(refused)) if refused else ("succeeded", 0, "")
 
     return live(work)
 
@@ -1573,6 +1607,77 @@ def plain_result(context: Fields, result: Any) -> str:
             f"step {name!r} returned {type(result).__name__}, which is not plain JSON ({error}). Write it to an Output[Dataset] "
             "or Output[Artifact], or return numbers, texts, lists and dictionaries of these."
         ) from error
+
+
+# As a component of a Kubeflow pipeline
+
+
+def run_component(function: Fields, inputs: Fields, outputs: Fields, parameters: Fields) -> Any:
+    """
+    Call a shipped function with the artifacts of a Kubeflow component as its own, and write a manifest beside its outputs.
+
+    :param function: Name, source and roles, as in a pod's context.
+    :param inputs: Per name an artifact of ``kfp.dsl``, a list of them, or None.
+    :param outputs: Per name an artifact of ``kfp.dsl``; the one named ``airflow_ml_manifest`` takes the manifest.
+    :param parameters: JSON value per name.
+    :return: What the function returned.
+    :raises OutputError: an output was never written; a retry may help.
+    :raises ConfigError: what it returned or set as metadata is not plain JSON; a retry never helps.
+    """
+    manifest = outputs.pop("airflow_ml_manifest")
+    with tempfile.TemporaryDirectory(prefix="airflow-ml-") as folder:
+        context: Fields = {
+            "version": VERSION, "step": function["name"], "try_number": 1, "function": function, "parameters": parameters,
+            "mlflow": {"url": "", "run_id": ""}, "manifest": {}, "metadata": {}, "folder": folder,
+            "many": [name for name, each in inputs.items() if isinstance(each, list)],
+            "outputs": {name: {"type": _kind(each), "path": each.path} for name, each in outputs.items()},
+        }  # fmt: skip
+        notes(context).mkdir(parents=True)
+        context["inputs"] = {name: _component_inputs(context, name, each) for name, each in inputs.items()}
+        os.environ["AIRFLOW_ML_CONTEXT"] = json.dumps(context)
+        started_ms, view = time.time_ns() // 1_000_000, View(context)
+        _loaded[:] = [view]
+        result = json.loads(plain_result(context, call_function(context, view)))
+        view.save()
+        latest, params, _ = Feed(context, open_server(context)).summary()
+        stored = {name: _component_output(context, name, each, latest) for name, each in outputs.items()}
+        fields = {
+            "version": VERSION, "try_number": 1, "state": "succeeded", "exit_code": 0, "error": "", "outputs": stored,
+            "metrics": last_values(latest), "unsent": [], "params": params, "result": result, "read": {}, "checkpoint": "",
+            "started_ms": started_ms, "ended_ms": time.time_ns() // 1_000_000,
+        }  # fmt: skip
+        write_file(Path(manifest.path), json.dumps(fields, ensure_ascii=False).encode("utf-8", "replace").decode())
+        return result
+
+
+def _kind(artifact: Any) -> str:
+    name = type(artifact).__name__
+    return name if name in KINDS else "Artifact"
+
+
+def _component_inputs(context: Fields, name: str, given: Any) -> list[Fields]:
+    """Lay out what is known of an input: its metadata as a note, the numbers of Metrics as the file that ours have."""
+    items = given if isinstance(given, list) else [given] if given is not None else []
+    specs = [{"type": _kind(each), "path": each.path or "", "uri": each.uri or ""} for each in items]
+    for artifact, (label, spec) in zip(items, labelled(context, name, specs)):  # noqa: B905  (Python 3.8)
+        if spec["type"] == "Metrics":
+            spec["path"] = str(notes(context) / f"{label}.metrics.json")
+            write_file(Path(spec["path"]), json.dumps(dict(artifact.metadata)))
+        write_file(notes(context) / f"{label}.input.json", json.dumps(dict(artifact.metadata)))
+    return specs
+
+
+def _component_output(context: Fields, name: str, artifact: Any, points: Mapping[str, Fields]) -> Fields:
+    """Put one output where Kubeflow takes it from; its name for people is kept in the manifest alone."""
+    local, metadata = find_output(context, name, points)
+    target = Path(artifact.path)
+    file = "" if local.is_dir() else as_text(local.name)
+    if local != target:
+        shutil.move(str(local), str(target))
+    artifact.metadata.update({key: plain_number(each) if isinstance(each, float) else each for key, each in metadata.items()})
+    sha256, size = hash_any(target)
+    noted = bool(metadata) and context["outputs"][name]["type"] != "Metrics"
+    return {"type": context["outputs"][name]["type"], "file": file, "sha256": sha256, "size": size, "metadata": noted}
 
 
 def command_checkpoint(arguments: list[str]) -> int:

@@ -66,6 +66,7 @@ class Engine:
         self.due: list[tuple[float, int, Callable[[float], None]]] = []
         self.count = itertools.count()
         self.final: list[Callable[[Run], None]] = []
+        self.cached: frozenset[str] = frozenset()
 
     def start(self, spec: dict[str, Any], run_id: str, display_name: str, namespace: str, recurring_run_id: str) -> Workflow:
         """
@@ -82,6 +83,7 @@ class Engine:
         owner = self.store.recurring.get(recurring_run_id)
         workflow = Workflow(name, str(uuid.uuid4()), run_id, namespace, self.store.clock(), spec)
         workflow.display_name, workflow.recurring_run_id = display_name, recurring_run_id
+        workflow.cached = self.cached
         workflow.owner = owner.workflow_name if owner else ""
         self.store.add_workflow(workflow)
         self.schedule(workflow)

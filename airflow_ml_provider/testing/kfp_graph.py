@@ -145,7 +145,7 @@ class Graph:
         """
         self.frame("Succeeded")
         for name in self.tasks:
-            self.task(name, "Succeeded", log=log)
+            self.task(name, "Skipped" if name in self.workflow.cached else "Succeeded", log=log)
 
     def fail(self, phase: str, failed_task: str | None, error: str, log: str) -> None:
         """

@@ -13,6 +13,7 @@ from airflow_ml_provider.testing.kfp_catalog import Catalog
 from airflow_ml_provider.testing.kfp_engine import Engine
 from airflow_ml_provider.testing.kfp_kubernetes import kubernetes
 from airflow_ml_provider.testing.kfp_recurring import Recurring
+from airflow_ml_provider.testing.kfp_results import Results
 from airflow_ml_provider.testing.kfp_rights import Rights
 from airflow_ml_provider.testing.kfp_runs import Runs
 from airflow_ml_provider.testing.kfp_store import Store
@@ -33,9 +34,12 @@ class Routes:
     :param runs: Operations on runs.
     :param catalog: Operations on experiments and pipelines.
     :param rights: Who may do what.
+    :param results: What runs have made, where the server has the artifact API; None where it has not.
     """
 
-    def __init__(self, store: Store, engine: Engine, runs: Runs, catalog: Catalog, rights: Rights) -> None:
+    def __init__(
+        self, store: Store, engine: Engine, runs: Runs, catalog: Catalog, rights: Rights, results: Results | None = None
+    ) -> None:
         self.store = store
         self.rights = rights
         self.engine = engine
@@ -57,6 +61,8 @@ class Routes:
             (method, re.compile(f"{api}/{path}"), act)
             for method, path, act in [*self.of_runs(), *self.of_catalog(), *self.of_recurring()]
         ]
+        if results is not None:
+            self.table.append(("GET", re.compile(f"{api}/runs/([^/]*)/tasks"), lambda _, run_id: results.tasks(run_id)))
 
     def of_runs(self) -> list[tuple[str, str, Act]]:
         """

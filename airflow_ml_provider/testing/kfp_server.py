@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
+from typing import Any
 
 from airflow_ml_provider.testing.kfp_catalog import Catalog
 from airflow_ml_provider.testing.kfp_engine import Engine, Fate
@@ -14,6 +15,7 @@ from airflow_ml_provider.testing.kfp_faults import Fault, Faults
 from airflow_ml_provider.testing.kfp_gate import Gate, Rights
 from airflow_ml_provider.testing.kfp_http import Listener
 from airflow_ml_provider.testing.kfp_plugin import MlflowPlugin
+from airflow_ml_provider.testing.kfp_results import Made, Results, WriteFile
 from airflow_ml_provider.testing.kfp_rights import Rights as PathRights
 from airflow_ml_provider.testing.kfp_routes import Routes
 from airflow_ml_provider.testing.kfp_runs import LostError, Runs
@@ -38,7 +40,11 @@ class FakeKfpServer:
         single-user mode they are asked for as by a gateway in front of the server.
     :param rights: Namespaces that each user may use, in multi-user mode, as names or as a mapping to ``edit`` or ``view``; None
         lets every user use every namespace.
-    :param mlflow: Whether the server's MLflow plugin is on and fills ``plugins_output``; no MLflow is asked.
+    :param mlflow: Whether the server's MLflow plugin is on and fills ``plugins_output``; no MLflow is asked, unless its URL is
+        given here: then it gets the runs that the plugin, the driver and the launcher would make.
+    :param artifacts: Whether the server has the task and artifact API of newer servers (kubeflow/pipelines #13986).
+    :param store: Writes the files of tasks into an object store: called with a URI below the pipeline root
+        (``minio://mlpipeline/v2/artifacts/<pipeline>/<run>/<task>/<uuid>/<output>``) and bytes. None writes none.
     :param requests_per_second: Rate above which requests wait, with a burst of twice as many; None for no limit. It holds for
         every request but healthz in multi-user mode, and for creates alone otherwise, as on a real server.
     :param latency_s: Seconds that each answer takes at least.
@@ -53,7 +59,9 @@ class FakeKfpServer:
         multi_user: bool = False,
         tokens: Mapping[str, str] | Iterable[str] | None = None,
         rights: Rights | None = None,
-        mlflow: bool = False,
+        mlflow: bool | str = False,
+        artifacts: bool = False,
+        store: WriteFile | None = None,
         requests_per_second: float | None = None,
         latency_s: float = 0.0,
         grace_s: float = GRACE_S,
@@ -67,9 +75,13 @@ class FakeKfpServer:
         self.gate = Gate(self.store, tokens, rights, requests_per_second)
         catalog = Catalog(self.store)
         self._runs = Runs(self.store, self.engine, catalog, GAP_S)
-        self._routes = Routes(self.store, self.engine, self._runs, catalog, PathRights(self.store, self.gate))
+        self._results = Results(self.store, store)
+        self.engine.final.append(self._results.end)
+        rights_of_paths = PathRights(self.store, self.gate)
+        served = self._results if artifacts else None
+        self._routes = Routes(self.store, self.engine, self._runs, catalog, rights_of_paths, served)
         if mlflow:
-            plugin = MlflowPlugin(self.store)
+            plugin = MlflowPlugin(self.store, mlflow if isinstance(mlflow, str) else "", self._results)
             self._runs.plugin = plugin.begin
             self.engine.final.append(plugin.end)
         self._faults = Faults()
@@ -207,6 +219,38 @@ class FakeKfpServer:
                 self.engine.fate = fate
             else:
                 self.engine.fates[pipeline] = fate
+
+    def makes(
+        self,
+        task: str,
+        *,
+        files: Mapping[str, bytes | Mapping[str, bytes]] | None = None,
+        metrics: Mapping[str, Mapping[str, float]] | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Mapping[str, Any]] | None = None,
+        uris: Mapping[str, str] | None = None,
+    ) -> None:
+        """
+        Say what a task leaves behind in runs that end well from now on.
+
+        :param task: Name of the task.
+        :param files: Per artifact its bytes, or bytes per relative path for a folder.
+        :param metrics: Per output of type ``Metrics`` its numbers; they are in no file.
+        :param parameters: Value per output parameter.
+        :param metadata: Per artifact what the component has put into its metadata.
+        :param uris: Per artifact the place that the component has given it itself; no file is written for it.
+        """
+        with self.store.lock:
+            self._results.makes[task] = Made(files or {}, metrics or {}, parameters or {}, metadata or {}, uris or {})
+
+    def cached(self, *tasks: str) -> None:
+        """
+        Let tasks of workflows that are started from now on be served from the cache: with what they left in an earlier run.
+
+        :param tasks: Names of tasks; none for no task any more.
+        """
+        with self.store.lock:
+            self.engine.cached = frozenset(tasks)
 
     def finish(
         self,

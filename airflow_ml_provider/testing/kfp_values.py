@@ -109,6 +109,7 @@ class Workflow:
     :param stopped: Whether a terminate has reached it.
     :param deleted: Whether the object is gone; the value is kept, so that it can still be counted.
     :param nodes: Its nodes by id; empty until it runs.
+    :param cached: Tasks that are served from the cache.
     """
 
     name: str
@@ -128,6 +129,7 @@ class Workflow:
     version: int = 1000
     nodes: dict[str, Node] = field(default_factory=dict, repr=False)
     fate: int = 0
+    cached: frozenset[str] = frozenset()
 
     @property
     def ended(self) -> bool:

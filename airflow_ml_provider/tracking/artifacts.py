@@ -10,7 +10,8 @@ from typing import Any
 
 from airflow_ml_provider.exceptions import ArtifactError, ConfigError, RemoteNotFoundError
 from airflow_ml_provider.hooks.mlflow import MlflowApi
-from airflow_ml_provider.models.reference import ArtifactRef
+from airflow_ml_provider.hooks.mlflow_api import DeniedError
+from airflow_ml_provider.models.reference import MODEL_URI, ArtifactRef, model_id_of
 from airflow_ml_provider.tracking.places import Place, Written, hash_tree, place_for
 
 SHA256, SIZE, FILE, METADATA = "airflow.sha256", "airflow.size", "airflow.file", "airflow.metadata"
@@ -19,9 +20,9 @@ SHA256, SIZE, FILE, METADATA = "airflow.sha256", "airflow.size", "airflow.file",
 ELSEWHERE = "airflow.uri"
 """Tag of a LoggedModel whose bytes lie in an object store that the step has asked for."""
 
-_MODEL_ID = re.compile(r"^models:/(m-[0-9a-f]{32})(?:/(.*))?$")
 _MODEL_VERSION = re.compile(r"^models:/([^/@]+)(?:@([^/@]+)|/(\d+))$")
-_RUN = re.compile(r"^runs:/([0-9a-f]{32})/(.+)$")
+MADE_BY_RUN = re.compile(r"^runs:/([0-9a-f]{32})/(.+)$")
+"""URI of an artifact among those of a run."""
 
 
 class ArtifactStore:
@@ -39,7 +40,8 @@ class ArtifactStore:
         """
         Turn a name in the registry into the model that it names now, with its digest.
 
-        :param ref: Any reference; only ``models:/<name>@<alias>`` and ``models:/<name>/<version>`` change.
+        :param ref: Any reference; ``models:/<name>@<alias>`` and ``models:/<name>/<version>`` change, and ``runs:/<run>/<path>``
+            gets the run that made it.
         :return: A reference whose URI names bytes, not a name that may move.
         :raises RemoteNotFoundError: there is no such model, version or alias.
         :raises ArtifactError: there is, but the model that it names was deleted.
@@ -54,12 +56,14 @@ class ArtifactStore:
                 else self.api.get("model-versions/get", name=name, version=version)
             )
             ref = _of_version(ref, found["model_version"])
-        model = _MODEL_ID.match(ref.uri)
+        model, run = MODEL_URI.fullmatch(ref.uri), MADE_BY_RUN.match(ref.uri)
+        if run and ref.run_id is None:
+            return ref.model_copy(update={"run_id": run[1]})
         if not model or ref.sha256 is not None:
             return ref
         try:
             return self._recorded(ref, model.group(1))
-        except RemoteNotFoundError as error:
+        except (RemoteNotFoundError, DeniedError) as error:  # who is no admin is not told a deleted model from another user's
             if not named:
                 raise
             raise ArtifactError(
@@ -80,7 +84,7 @@ class ArtifactStore:
         target = folder / (PurePosixPath(ref.uri.rstrip("/")).name or ref.name)
         try:
             place, path = self._locate(ref.uri)
-            written = _fetch_any(place, path, target, directory=is_directory(ref))
+            written = _fetch_any(place, path, target, directory=is_directory(ref), size=ref.size)
         except RemoteNotFoundError as error:
             raise ArtifactError(
                 f"{ref.type} {ref.name!r} is not at {ref.uri} any more: {error}. Run the step that made it again."
@@ -107,7 +111,7 @@ class ArtifactStore:
             return {}
         try:
             place, path = self._locate(ref.metadata)
-            place.read(path, local)
+            place.read(path, local, 0)  # small
             found: dict[str, Any] = json.loads(local.read_text())
         except RemoteNotFoundError as error:
             raise ArtifactError(f"the metadata of {ref.name!r} is not at {ref.metadata} any more. Run its step again.") from error
@@ -126,7 +130,7 @@ class ArtifactStore:
         :raises RemoteNotFoundError: there is no such model.
         :raises RemoteUnavailableError: MLflow did not answer; a retry is safe.
         """
-        model = _MODEL_ID.match(ref.uri)
+        model = MODEL_URI.fullmatch(ref.uri)
         return self._recorded(ref, model.group(1)) if model and ref.metadata is None else ref
 
     def store(self, root: str, path: str, local: Path, *, of_mlflow: bool = True) -> Written:
@@ -172,6 +176,15 @@ class ArtifactStore:
                 self._roots[uri] = self.api.get(f"logged-models/{key}")["model"]["info"]["artifact_uri"]
         return self._roots[uri]
 
+    def know_root(self, uri: str, root: str) -> None:
+        """
+        Remember a root that a caller has read already, so that :meth:`root_of` need not ask for it.
+
+        :param uri: As for :meth:`root_of`.
+        :param root: The root URI, as MLflow names it.
+        """
+        self._roots[uri] = root
+
     def locate(self, uri: str) -> tuple[str, str, bool]:
         """
         Find where the bytes of an artifact lie.
@@ -181,7 +194,7 @@ class ArtifactStore:
         :raises RemoteNotFoundError: there is no such run or model.
         :raises ConfigError: it names no place; a retry never helps.
         """
-        model, run = _MODEL_ID.match(uri), _RUN.match(uri)
+        model, run = MODEL_URI.fullmatch(uri), MADE_BY_RUN.match(uri)
         if model:
             return self.root_of(f"models:/{model.group(1)}"), model.group(2) or "", True
         if run:
@@ -219,7 +232,7 @@ class ArtifactStore:
 def _of_version(ref: ArtifactRef, version: Mapping[str, Any]) -> ArtifactRef:
     """Follow a model version to what was registered; its tags keep the digest of what lies outside of MLflow."""
     update = {"uri": version["source"], "run_id": version.get("run_id")}
-    if not _MODEL_ID.match(version["source"]):
+    if not model_id_of(version["source"]):
         update["sha256"] = _tags(version).get(SHA256)
     return ref.model_copy(update=update)
 
@@ -237,16 +250,16 @@ def is_directory(ref: ArtifactRef) -> bool | None:
     """
     if ref.uri.endswith("/"):
         return True
-    model = _MODEL_ID.match(ref.uri)
+    model = MODEL_URI.fullmatch(ref.uri)
     if model and not model.group(2):
         return True
     return None if ref.sha256 is None else False
 
 
-def _fetch_any(place: Place, path: str, target: Path, *, directory: bool | None) -> Written:
+def _fetch_any(place: Place, path: str, target: Path, *, directory: bool | None, size: int | None) -> Written:
     names = place.files(path) if directory is not False else []
     if not names and not directory:
-        return place.read(path, target)
+        return place.read(path, target, size)
     if not names:
         raise RemoteNotFoundError(f"the folder {path!r} is empty or gone")
     prefix = f"{path.rstrip('/')}/" if path else ""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from airflow_ml_provider._compat import redact
+from airflow.providers.common.compat.sdk import redact
+
 from airflow_ml_provider.config import Settings
 from airflow_ml_provider.exceptions import AirflowMLError, ArtifactError, RemoteUnavailableError, SupersededError
 from airflow_ml_provider.hooks.patience import patiently

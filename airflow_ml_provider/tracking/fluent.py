@@ -23,7 +23,12 @@ log = logging.getLogger(__name__)
 
 USERS_CHOICE = {"MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR"}
 """Variables that are left alone where the worker's environment sets them."""
-_AUTHENTICATION = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+_AUTHENTICATION = (
+    *("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_AUTH"),
+    "MLFLOW_WORKSPACE",
+)
+_TLS = {"MLFLOW_TRACKING_INSECURE_TLS", "MLFLOW_TRACKING_SERVER_CERT_PATH"}
+"""MLflow takes one of them: where the connection says one, the environment's other must go."""
 
 
 @contextmanager
@@ -40,7 +45,8 @@ def active_run(environment: Mapping[str, str], run_id: str, experiment_id: str, 
     """
     before = dict(os.environ)
     wanted = {key: value for key, value in environment.items() if not (key in USERS_CHOICE and key in before)}
-    for key in _AUTHENTICATION:
+    hidden = {*_AUTHENTICATION, *(_TLS if _TLS & wanted.keys() else ())}
+    for key in hidden:
         os.environ.pop(key, None)  # another connection's login must not be sent to this server
     os.environ.update(wanted | {"MLFLOW_RUN_ID": run_id, "MLFLOW_EXPERIMENT_ID": experiment_id})
     activation = _Activation(run_id, try_number)
@@ -55,7 +61,7 @@ def active_run(environment: Mapping[str, str], run_id: str, experiment_id: str, 
         if finder in sys.meta_path:
             sys.meta_path.remove(finder)
         activation.stop()
-        for key in {*environment, *_AUTHENTICATION, "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"}:
+        for key in {*environment, *hidden, "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"}:
             os.environ.pop(key, None)
             if key in before:
                 os.environ[key] = before[key]

@@ -18,7 +18,8 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
-from airflow_ml_provider._compat import connection_not_found
+from airflow.providers.common.compat.sdk import AirflowNotFoundException
+
 from airflow_ml_provider.exceptions import AirflowMLError, ArtifactError, ConfigError, RemoteNotFoundError, RemoteUnavailableError
 from airflow_ml_provider.hooks.mlflow import MlflowApi
 
@@ -66,12 +67,13 @@ class Place(Protocol):
         :return: Digest and size of the bytes that were sent.
         """
 
-    def read(self, path: str, local: Path) -> Written:
+    def read(self, path: str, local: Path, size: int | None = None) -> Written:
         """
         Fetch one file.
 
         :param path: Below the root.
         :param local: File to write; its folder exists.
+        :param size: Bytes that are expected, so that the store need not be asked how long to wait for it; None when unknown.
         :return: Digest and size of the bytes that came.
         :raises RemoteNotFoundError: there is no such file.
         """
@@ -128,11 +130,17 @@ class ProxyPlace:
         self.api.upload(_below(self.root, path), meter.through(_pieces(local)), size)
         return meter.written()
 
-    def read(self, path: str, local: Path) -> Written:
+    def read(self, path: str, local: Path, size: int | None = None) -> Written:
         """Fetch one file; as :meth:`Place.read`."""
         meter = _Meter()
-        with self.api.download(_below(self.root, path), self._size(path)) as pieces:
-            _write_pieces(local, meter.through(pieces))
+        try:
+            with self.api.download(_below(self.root, path), self._size(path) if size is None else size) as pieces:
+                _write_pieces(local, meter.through(pieces))
+        except RemoteUnavailableError as error:
+            # In front of some object stores the proxy answers 500 for a file that is not there: its listing tells.
+            if error.status is not None and not self._lists(path):
+                raise RemoteNotFoundError(f"there is no file {_below(self.root, path)}") from error
+            raise
         return meter.written()
 
     def files(self, path: str) -> list[str]:
@@ -146,6 +154,10 @@ class ProxyPlace:
         entries = [(_safe(each["path"]), each) for each in self.api.list_files(_below(self.root, folder))]
         self._sizes |= {_below(folder, name): int(each.get("file_size") or 0) for name, each in entries}
         return [(name, bool(each.get("is_dir"))) for name, each in entries]
+
+    def _lists(self, path: str) -> bool:
+        folder, _, name = path.rpartition("/")
+        return name in {each for each, _ in self._list(folder)}
 
     def _size(self, path: str) -> int:
         """Look up how large a file is, by which it is waited for; 0 for what is not there."""
@@ -168,7 +180,7 @@ class ObjectStoragePlace:
         try:
             self.root = ObjectStoragePath(root if scheme else f"file://{root}")
             _ = self.root.fs  # looked up at the first use otherwise, in the words of fsspec
-        except (ValueError, ImportError, connection_not_found()) as error:
+        except (ValueError, ImportError, AirflowNotFoundException) as error:
             package = PACKAGES.get(scheme, "the Airflow provider of that object store")
             raise ConfigError(
                 f"{root!r} cannot be opened: {error}. Install {package} on the workers, or use a URI that MLflow keeps "
@@ -178,24 +190,24 @@ class ObjectStoragePlace:
     def write(self, path: str, local: Path) -> Written:
         """Copy one file there; as :meth:`Place.write`."""
         meter, target = _Meter(), self.root / path
-        with _store_told(target), _full_disk_told(str(target), "Free some there"):
+        with store_told(target), _full_disk_told(str(target), "Free some there"):
             target.parent.mkdir(parents=True, exist_ok=True)
             with target.open("wb") as out:
                 for piece in meter.through(_pieces(local)):
                     out.write(piece)
         return meter.written()
 
-    def read(self, path: str, local: Path) -> Written:
+    def read(self, path: str, local: Path, size: int | None = None) -> Written:  # noqa: ARG002  (the protocol)
         """Copy one file from there; as :meth:`Place.read`."""
         meter, source = _Meter(), self.root / path if path else self.root
-        with _store_told(source), source.open("rb") as stream:
+        with store_told(source), source.open("rb") as stream:
             _write_pieces(local, meter.through(iter(lambda: stream.read(CHUNK), b"")))
         return meter.written()
 
     def files(self, path: str) -> list[str]:
         """List a folder; as :meth:`Place.files`."""
         folder = self.root / path if path else self.root
-        with _store_told(folder):
+        with store_told(folder):
             if not folder.is_dir():
                 return []
             base = str(folder).rstrip("/") + "/"
@@ -214,7 +226,7 @@ class MlflowStorePlace:
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
         self.root = root
-        with _store_told(root, CLIENTS):
+        with store_told(root, CLIENTS):
             try:
                 self.repository = get_artifact_repository(root)
             except MlflowException as error:
@@ -224,7 +236,7 @@ class MlflowStorePlace:
         """Let MLflow send one file; as :meth:`Place.write`."""
         written, target = hash_file(local), f"{self.root}/{path}"
         with (
-            _store_told(target, CLIENTS),
+            store_told(target, CLIENTS),
             _full_disk_told(target, "Free some there"),
             tempfile.TemporaryDirectory(prefix="airflow-ml-") as folder,
         ):
@@ -233,11 +245,11 @@ class MlflowStorePlace:
             self.repository.log_artifact(str(named), str(PurePosixPath(path).parent).removeprefix("."))
         return written
 
-    def read(self, path: str, local: Path) -> Written:
+    def read(self, path: str, local: Path, size: int | None = None) -> Written:  # noqa: ARG002  (the protocol)
         """Let MLflow fetch one file; as :meth:`Place.read`."""
         source = f"{self.root}/{path}"
         with (
-            _store_told(source, CLIENTS),
+            store_told(source, CLIENTS),
             _full_disk_told(str(local), _more_space()),
             tempfile.TemporaryDirectory(prefix="airflow-ml-", dir=local.parent) as folder,
         ):
@@ -260,7 +272,7 @@ class MlflowStorePlace:
     def files(self, path: str) -> list[str]:
         """List a folder; as :meth:`Place.files`."""
         found: list[str] = []
-        with _store_told(f"{self.root}/{path}", CLIENTS):
+        with store_told(f"{self.root}/{path}", CLIENTS):
             for entry in self.repository.list_artifacts(path or None):
                 relative = _safe(str(PurePosixPath(entry.path).relative_to(path or ".")))
                 below = _below(path, relative)
@@ -347,8 +359,13 @@ def _full_disk_told(where: str, remedy: str) -> Iterator[None]:
 
 
 @contextmanager
-def _store_told(place: object, packages: Mapping[str, str] = PACKAGES) -> Iterator[None]:
-    """Turn what an object store raises, each store its own errors, into ours."""
+def store_told(place: object, packages: Mapping[str, str] = PACKAGES) -> Iterator[None]:
+    """
+    Turn what an object store raises, each store its own errors, into ours.
+
+    :param place: What is read or written, for messages.
+    :param packages: What opens a scheme of URIs.
+    """
     try:
         yield
     except AirflowMLError:

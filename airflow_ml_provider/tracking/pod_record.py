@@ -13,7 +13,7 @@ import logging
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -32,6 +32,8 @@ MANIFEST, PLAN = "manifest.json", "plan.json"
 """What is kept of every try, beside its outputs."""
 POD, NODE, GPU, END, EXIT_CODE = "airflow.pod", "airflow.pod.node", "airflow.pod.gpu", "airflow.pod.end", "airflow.pod.exit_code"
 """Tags of a nested run: ``namespace/name``, what it ran on, what became of it."""
+IMAGE = "airflow.image"
+"""Tag of a nested run: image that it ran in, as it was named."""
 MEMORY_GIB, CHECKPOINT = "airflow.pod.memory_gib", "airflow.pod.checkpoint"
 """GiB that the next try is given after one that ran out of memory; the last complete checkpoint."""
 WAITING = "airflow.pod.waiting"
@@ -71,6 +73,7 @@ class StepPlan(BaseModel):
     :param inputs: Artifacts that it reads, in order; of a list ``name[0]``, ``name[1]``, ...
     :param outputs: Per name what it is to write.
     :param memory_gib: GiB that it was given; None where nothing was said.
+    :param cache: What is needed to keep its result for later runs; empty for no cache, and in plans of earlier releases.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -83,6 +86,7 @@ class StepPlan(BaseModel):
     inputs: list[ArtifactRef] = Field(default_factory=list)
     outputs: dict[str, PlannedOutput] = Field(default_factory=dict)
     memory_gib: float | None = None
+    cache: dict[str, Any] = Field(default_factory=dict)
 
 
 def plan_outputs(

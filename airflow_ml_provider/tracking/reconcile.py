@@ -388,6 +388,8 @@ def _says_not_found(error: Exception) -> bool:
     In a worker it is AirflowRuntimeError with the answer inside; in ``dag.test()`` it is the client's own error.
     """
     answer = getattr(getattr(error, "error", None), "detail", None) or {}
-    detail: Any = (answer.get("detail") or {}).get("detail") if answer else getattr(error, "detail", None)
+    detail: Any = answer.get("detail") if answer else getattr(error, "detail", None)
+    if isinstance(detail, dict) and "detail" in detail:  # the whole body: in a worker, and before 3.2 in dag.test() too
+        detail = detail["detail"]
     code = answer.get("status_code") or getattr(getattr(error, "response", None), "status_code", None)
     return code == 404 and isinstance(detail, dict) and detail.get("reason") == "not_found"  # noqa: PLR2004

@@ -8,20 +8,27 @@ run's status) only after a look whether this try is still the current one.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from airflow_ml_provider.exceptions import ArtifactError
+from airflow_ml_provider.exceptions import ArtifactError, ConfigError, RemoteNotFoundError
 from airflow_ml_provider.hooks.mlflow import MlflowApi
+from airflow_ml_provider.hooks.mlflow_api import DeniedError
 from airflow_ml_provider.models.artifact import MetricPoint, dump_metrics
-from airflow_ml_provider.models.reference import METADATA_SUFFIX, ArtifactRef
+from airflow_ml_provider.models.reference import METADATA_SUFFIX, ArtifactRef, model_id_of
 from airflow_ml_provider.models.run import OutputFile, StepRecord
 from airflow_ml_provider.tracking.artifacts import ELSEWHERE, FILE, METADATA, SHA256, SIZE, ArtifactStore
+from airflow_ml_provider.tracking.lineage_tags import TRAINED, lineage_tags, made_by, trained_on_metrics
 from airflow_ml_provider.tracking.places import Written
-from airflow_ml_provider.tracking.runs import PAIRS_PER_BATCH, TRY, Run, RunTree, as_pairs, batches
+from airflow_ml_provider.tracking.runs import PAIRS_PER_BATCH, TRY, Run, RunTree, as_pairs, batches, now_ms, tags_of
+
+log = logging.getLogger(__name__)
 
 METRICS_PER_BATCH = 1000
 """MLflow's limit of points in one log-batch request."""
@@ -46,6 +53,8 @@ class Recorder:
         self.api = api
         self.tree = RunTree(api)
         self.store = store or ArtifactStore(api)
+        self.seal: Callable[[StepRecord], Mapping[str, str]] | None = None
+        """Gives tags that are known only once the outputs are stored, and belong to the run before it is closed."""
 
     def send(self, record: StepRecord) -> None:
         """
@@ -57,6 +66,8 @@ class Recorder:
         :raises RemoteNotFoundError: the run was deleted in MLflow.
         """
         self.store_outputs(record)
+        if self.seal is not None:
+            record.tags |= self.seal(record)
         self.log(record)
 
     def store_outputs(self, record: StepRecord) -> None:
@@ -87,8 +98,15 @@ class Recorder:
         params, moved = _split_params(record, run)
         self._log_params(record, params)
         self._log_lineage(record, run)
+        self._read_numbers(record)
+        edges = lineage_tags(record.inputs, record.outputs, record.attempt.try_number, tags_of(run), record.run.run_id)
+        if TRAINED in edges:
+            record.metrics += [each for each in self._trained_on(record) if each not in record.metrics]
         self._log_points(record)
-        self.tree.close(record.run.run_id, record.status, end_time_ms=record.end_time_ms, tags=record.tags | moved)
+        *first, last = [*batches((record.tags | moved | edges).items(), PAIRS_PER_BATCH)] or [()]
+        for some in first:
+            self.tree.set_tags(record.run.run_id, dict(some))
+        self.tree.close(record.run.run_id, record.status, end_time_ms=record.end_time_ms, tags=dict(last))
 
     def flush_metrics(self, record: StepRecord) -> None:
         """
@@ -117,15 +135,47 @@ class Recorder:
     def _log_lineage(self, record: StepRecord, run: Run) -> None:
         """Name the datasets and models that were read, and the models that were made; MLflow takes each model once."""
         number = record.attempt.try_number
-        datasets = [_dataset_input(each, number) for each in record.inputs if _model_id(each) is None]
-        models = {_model_id(each) for each in record.inputs} - {None, *_model_ids(run, "inputs", "model_inputs")}
+        datasets = [dataset_input(each, number) for each in record.inputs if not model_id_of(each.uri)]
+        models = {model_id_of(each.uri) for each in record.inputs} - {"", *_model_ids(run, "inputs", "model_inputs")}
         if datasets or models:
-            body = {"run_id": record.run.run_id, "datasets": datasets, "models": [{"model_id": each} for each in models]}
-            self.api.post("runs/log-inputs", body, repeatable=False)
+            self._log_inputs(record.run.run_id, datasets, [{"model_id": each} for each in models])
         made = {each.model_id for each in record.outputs} - {None, *_model_ids(run, "outputs", "model_outputs")}
         if made:
             body = {"run_id": record.run.run_id, "models": [{"model_id": each, "step": 0} for each in made]}
             self.api.post("runs/outputs", body, repeatable=False)
+
+    def _log_inputs(self, run_id: str, datasets: list[dict[str, Any]], models: list[dict[str, Any]]) -> None:
+        """Name what was read. MLflow lets a model be named by who may edit it alone: a reader's step does not fail over it."""
+        body = {"run_id": run_id, "datasets": datasets, "models": models}
+        try:
+            self.api.post("runs/log-inputs", body, repeatable=False)
+        except DeniedError as error:
+            if not models:
+                raise
+            log.warning("The models that were read are not named as inputs of the MLflow run, but in its tags: %s", error)
+            if datasets:
+                self.api.post("runs/log-inputs", body | {"models": []}, repeatable=False)
+
+    def _read_numbers(self, record: StepRecord) -> None:
+        """Read what a container has stored as metadata of its outputs; what cannot be had is not on record, and fails no step."""
+        for output in record.outputs:
+            ref = output.stored
+            if ref and ref.metadata and not output.metadata and ref.type != "Metrics" and ref.run_id == record.run.run_id:
+                with tempfile.TemporaryDirectory(prefix="airflow-ml-") as folder, suppress(ArtifactError, ConfigError):
+                    found: Any = self.store.read_metadata(ref, Path(folder) / "metadata.json")
+                    output.metadata = found if isinstance(found, dict) else {}
+
+    def _trained_on(self, record: StepRecord) -> list[MetricPoint]:
+        """Say of a step that has made a model which numbers its data has, where MLflow compares them: one request per maker."""
+        makers = {each.run_id for each in record.inputs if each.metadata and each.run_id}
+        uris = {each.uri for each in record.inputs}
+        known: list[dict[str, float]] = []
+        for run_id in sorted(filter(None, makers)):
+            with suppress(RemoteNotFoundError, ConfigError):
+                made = made_by(tags_of(self.tree.get(run_id)))
+                known += [each.numbers for each in made if each.facts["uri"] in uris]
+        when = record.end_time_ms or now_ms()
+        return [MetricPoint(key=key, value=value, timestamp_ms=when) for key, value in trained_on_metrics(known).items()]
 
     def _store(self, record: StepRecord, output: OutputFile) -> ArtifactRef:
         local = Path(output.path)
@@ -174,7 +224,7 @@ class Recorder:
         if not record.tried:
             return None
         of_this_try = f"source_run_id = '{record.run.run_id}' AND tags.`{TRY}` = '{record.attempt.try_number}'"
-        clauses = f"{of_this_try} AND name = '{output.name}'"
+        clauses = f"{of_this_try} AND name = '{logged_name(output.name)}'"
         body = {"experiment_ids": [record.run.experiment_id], "filter": clauses, "max_results": 1}
         found = self.api.post("logged-models/search", body).get("models", [])
         return str(found[0]["info"]["model_id"]) if found else None
@@ -190,7 +240,7 @@ class Recorder:
         """
         body = {
             "experiment_id": record.run.experiment_id,
-            "name": name,
+            "name": logged_name(name),
             "source_run_id": record.run.run_id,
             "params": as_pairs(dict(islice(record.params.items(), PAIRS_PER_BATCH))),
             "tags": as_pairs(_model_tags(record)),
@@ -203,12 +253,14 @@ class Recorder:
         Say that all of a model is stored.
 
         :param model_id: The LoggedModel.
-        :param written: Its digest and bytes.
+        :param written: Its digest, empty when nobody has read it, and its bytes.
         :param file: Name of its single file; empty for a directory.
         :param elsewhere: URI of its bytes in an object store; empty where MLflow keeps them.
         :param metadata: URI of its metadata; None for none.
         """
         tags = {SHA256: written.sha256, SIZE: str(written.size), FILE: file}
+        if not written.sha256:  # an empty one would be taken for the digest of other bytes
+            del tags[SHA256]
         if elsewhere:
             tags[ELSEWHERE] = elsewhere
         if metadata:
@@ -216,6 +268,16 @@ class Recorder:
         path = f"logged-models/{model_id}"
         self.api.patch(f"{path}/tags", {"model_id": model_id, "tags": as_pairs(tags)})
         self.api.patch(path, {"model_id": model_id, "status": "LOGGED_MODEL_READY"})
+
+
+def logged_name(output: str) -> str:
+    """
+    Name the LoggedModel of an output.
+
+    :param output: Name of the output, with a dot where it is that of a task of a pipeline, which MLflow refuses.
+    :return: The name, another one for each output.
+    """
+    return output.replace(".", " ")
 
 
 def write_metrics(path: Path, values: dict[str, Any]) -> None:
@@ -262,22 +324,25 @@ def _model_tags(record: StepRecord) -> dict[str, str]:
     return tags
 
 
-def _model_id(ref: ArtifactRef) -> str | None:
-    """Read the LoggedModel's id from a reference to a model."""
-    return ref.uri.removeprefix("models:/").split("/")[0] if ref.uri.startswith("models:/m-") else None
+def dataset_input(ref: ArtifactRef, try_number: int, *, digest: str = "", context: str = "") -> dict[str, Any]:
+    """
+    Write an artifact that was read as MLflow's dataset input.
 
-
-def _dataset_input(ref: ArtifactRef, try_number: int) -> dict[str, Any]:
-    """Write an artifact that was read as MLflow's dataset input."""
+    :param ref: What was read.
+    :param try_number: The try that has read it.
+    :param digest: What others call its digest; empty takes its sha256.
+    :param context: What it was read for; empty takes its name.
+    :return: JSON of the input.
+    """
     source = {"uri": ref.uri, "sha256": ref.sha256, "size": ref.size, "run_id": ref.run_id}
     # An experiment keeps one source per name and digest, the first: equal bytes of another DAG run would lead there.
-    tags = {"mlflow.data.context": ref.name, SOURCE_RUN: ref.run_id or "", TRY: str(try_number)}
+    tags = {"mlflow.data.context": (context or ref.name)[:INPUT_TAG_LENGTH], SOURCE_RUN: ref.run_id or "", TRY: str(try_number)}
     tags |= {SOURCE_URI: ref.uri} if len(ref.uri) <= INPUT_TAG_LENGTH else {}
     return {
         "tags": as_pairs({key: value for key, value in tags.items() if value}),
         "dataset": {
             "name": ref.name,
-            "digest": (ref.sha256 or "unknown")[:DIGEST_LENGTH],
+            "digest": (digest or ref.sha256 or "unknown")[:DIGEST_LENGTH],
             "source_type": "airflow",
             "source": json.dumps({key: value for key, value in source.items() if value is not None}),
         },

@@ -8,7 +8,6 @@ is made in an order that a retry completes: cut anywhere and called again, it en
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -17,6 +16,8 @@ from typing import Any
 from airflow_ml_provider.core.model_names import alias_in, check_aliases, check_name
 from airflow_ml_provider.exceptions import ConfigError, RemoteNotFoundError
 from airflow_ml_provider.hooks.mlflow import MlflowApi
+from airflow_ml_provider.hooks.mlflow_api import DeniedError
+from airflow_ml_provider.models.reference import model_id_of
 from airflow_ml_provider.tracking.artifacts import ELSEWHERE
 
 log = logging.getLogger(__name__)
@@ -31,8 +32,6 @@ LOGICAL_DATE = "airflow.logical_date"
 
 WHATEVER = "*"
 """For :meth:`ModelRegistry.promote`: the alias may stand anywhere before the move."""
-
-_LOGGED_MODEL = re.compile(r"^models:/(m-[0-9a-f]{32})(?:/.*)?$")
 
 
 class AliasMovedError(ConfigError):
@@ -273,7 +272,7 @@ class ModelRegistry:
         """Make the registered model unless there is one."""
         try:
             self._state(name)
-        except RemoteNotFoundError:
+        except (RemoteNotFoundError, DeniedError):  # who may see nothing that is not theirs is not told what is missing
             try:
                 self._api.post("registered-models/create", {"name": name}, repeatable=False)
             except ConfigError as refused:
@@ -330,17 +329,6 @@ class ModelRegistry:
         found = self._state(name)[0].get(alias)
         if found != version:
             raise _moved(name, alias, found=found, wanted=version)
-
-
-def model_id_of(uri: str) -> str:
-    """
-    Read the id of the LoggedModel that a URI names.
-
-    :param uri: Any URI; ``models:/<model id>`` may go on with the path of a file.
-    :return: The id; empty for any other URI.
-    """
-    found = _LOGGED_MODEL.match(uri)
-    return found.group(1) if found else ""
 
 
 def as_date(text: str) -> datetime | None:

@@ -24,6 +24,7 @@ KEY, TRY, TI_ID, STATE = "airflow.key", "airflow.try_number", "airflow.ti_id", "
 PARENT = "mlflow.parentRunId"
 RACE_MS = 60_000
 """How young the run of a DAG run is when another step may still be about to find out that it has lost the race."""
+RUN_NAME_LENGTH = 250  # SQLite takes more, PostgreSQL refuses it
 PAIRS_PER_BATCH = 100
 """MLflow's limit of parameters, and of tags, in one log-batch request."""
 T = TypeVar("T")
@@ -238,7 +239,12 @@ class RunTree:
         return run | {"data": run["data"] | {"tags": as_pairs(tags_of(run) | tags)}}
 
     def _create(self, experiment_id: str, name: str, tags: Mapping[str, str]) -> Run:
-        body = {"experiment_id": experiment_id, "run_name": name, "start_time": now_ms(), "tags": as_pairs(tags)}
+        body = {
+            "experiment_id": experiment_id,
+            "run_name": name[:RUN_NAME_LENGTH],
+            "start_time": now_ms(),
+            "tags": as_pairs(tags),
+        }
         run: Run = self.api.post("runs/create", body, repeatable=False)["run"]
         return run
 
@@ -313,9 +319,9 @@ def as_pairs(values: Mapping[str, str]) -> list[dict[str, str]]:
     Write a mapping as MLflow's REST API takes it.
 
     :param values: Value per key.
-    :return: List of ``{"key": ..., "value": ...}``.
+    :return: List of ``{"key": ..., "value": ...}``; a zero byte, which PostgreSQL does not take, is a question mark.
     """
-    return [{"key": key, "value": value} for key, value in values.items()]
+    return [{"key": key, "value": value.replace("\0", "?")} for key, value in values.items()]
 
 
 def batches(items: Iterable[T], size: int) -> Iterator[Sequence[T]]:

@@ -17,7 +17,8 @@ from airflow_ml_provider.core.kfp_names import check_pipeline_name
 from airflow_ml_provider.core.polling import Pace
 from airflow_ml_provider.exceptions import AirflowMLError, ConfigError, RemoteNotFoundError
 from airflow_ml_provider.models.kfp import PipelineRun, RunState
-from airflow_ml_provider.triggers.kfp_poller import KfpPoller, connected, in_thread
+from airflow_ml_provider.triggers.kfp_poller import KfpPoller, connected
+from airflow_ml_provider.triggers.threads import in_thread
 
 log = logging.getLogger(__name__)
 

@@ -22,10 +22,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from math import inf
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
 from airflow_ml_provider.core.polling import Pace, PollPlan, Request, Waiting
 from airflow_ml_provider.models.kfp import PipelineRun, WaitOutcome
+from airflow_ml_provider.triggers.threads import in_thread, look_away
 
 if TYPE_CHECKING:
     from airflow_ml_provider.jobs.kfp import KfpJobs
@@ -239,7 +240,7 @@ class KfpPoller:
         await self._pause(self._plan.next_at() if self._request is None else self._request.sent + HANG_S)
 
     def _on_answer(self, asked: asyncio.Task[_Found]) -> None:
-        _look_away(asked)
+        look_away(asked)
         self._wake.set()
 
     async def _pause(self, until: float) -> None:
@@ -347,29 +348,6 @@ class _Line:
     def close(self) -> None:
         self._jobs = None
         self._open.close()
-
-
-async def in_thread(call: Callable[[], T]) -> T:
-    """
-    Call something that blocks on a thread, from which Airflow's supervisor can be asked too.
-
-    ``asyncio.to_thread`` is not enough before Airflow 3.2: there a connection is read with ``async_to_sync``, which finds the
-    event loop only from a thread of ``sync_to_async``. And that one, when cancelled, waits for its thread; this one does not.
-
-    :param call: The call.
-    :return: What it returns.
-    """
-    from asgiref.sync import sync_to_async
-
-    task = asyncio.ensure_future(sync_to_async(call, thread_sensitive=False)())
-    task.add_done_callback(_look_away)
-    return await asyncio.shield(task)
-
-
-def _look_away(task: asyncio.Task[Any]) -> None:
-    """Take the error of a task, which nobody may wait for any more; asyncio would complain."""
-    if not task.cancelled():
-        task.exception()
 
 
 @contextmanager

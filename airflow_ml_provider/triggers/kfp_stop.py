@@ -11,8 +11,9 @@ from math import inf
 from typing import TYPE_CHECKING, TypeVar
 
 from airflow_ml_provider.models.kfp import PipelineRun
-from airflow_ml_provider.triggers.kfp_poller import KfpPoller, connected, in_thread
+from airflow_ml_provider.triggers.kfp_poller import KfpPoller, connected
 from airflow_ml_provider.triggers.marks import turn
+from airflow_ml_provider.triggers.threads import in_thread
 
 if TYPE_CHECKING:
     from airflow_ml_provider.jobs.kfp import Cancelled, KfpJobs

@@ -8,7 +8,7 @@ from collections.abc import Coroutine, Hashable
 from functools import partial
 from typing import Any, Literal
 
-from airflow_ml_provider.triggers.kfp_poller import in_thread
+from airflow_ml_provider.triggers.threads import in_thread
 
 log = logging.getLogger(__name__)
 

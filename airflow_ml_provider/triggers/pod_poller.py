@@ -25,12 +25,13 @@ from functools import partial
 from typing import ClassVar
 
 from airflow_ml_provider.core.pod_adoption import MANAGED, READ
+from airflow_ml_provider.core.pod_events import PodEvent
 from airflow_ml_provider.core.pod_log import LogCursor
 from airflow_ml_provider.exceptions import RemoteUnavailableError
 from airflow_ml_provider.hooks.kubernetes import KubernetesAccess
 from airflow_ml_provider.jobs.pods import PodJobs
 from airflow_ml_provider.models.pod import PodSnapshot
-from airflow_ml_provider.triggers.kfp_poller import in_thread
+from airflow_ml_provider.triggers.threads import in_thread
 
 log = logging.getLogger(__name__)
 
@@ -201,11 +202,22 @@ class PodPoller:
         jobs = self._jobs
         if jobs is None:
             raise RemoteUnavailableError(f"Kubernetes of {self.name} does not answer.")
-
-        def read() -> tuple[list[str], LogCursor]:
-            return cursor.take(jobs.read_log(pod, container, cursor), complete=complete)
-
+        read = partial(jobs.read_lines, pod, container, cursor, complete=complete)
         return await self.loop.run_in_executor(_threads, read)
+
+    async def events(self, pod: str, uid: str) -> list[PodEvent]:
+        """
+        Read what the cluster's parts have said of a pod, on a thread.
+
+        :param pod: The pod.
+        :param uid: Its uid.
+        :return: Its events.
+        :raises AirflowMLError: as :meth:`PodJobs.events`.
+        """
+        jobs = self._jobs
+        if jobs is None:
+            raise RemoteUnavailableError(f"Kubernetes of {self.name} does not answer.")
+        return await self.loop.run_in_executor(_threads, jobs.events, pod, uid)
 
     async def _run(self) -> None:
         while self._members:

@@ -12,12 +12,13 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_ml_provider.core.pod_log import LogCursor
 from airflow_ml_provider.core.pods import PodWatch
-from airflow_ml_provider.exceptions import AirflowMLError, ConfigError, RemoteNotFoundError, UnauthorizedError
+from airflow_ml_provider.exceptions import AirflowMLError, RemoteNotFoundError
 from airflow_ml_provider.hooks.kubernetes import KubernetesAccess
+from airflow_ml_provider.jobs.pod_wait import EVENTS_UNREAD, is_refused
 from airflow_ml_provider.models.pod import PodEnd, PodOutcome, PodSnapshot
-from airflow_ml_provider.triggers.kfp_poller import in_thread
 from airflow_ml_provider.triggers.marks import MARKS, detach, task_state, turn
 from airflow_ml_provider.triggers.pod_poller import REQUEST_S, PodNews, PodPoller, connected, log_turn
+from airflow_ml_provider.triggers.threads import in_thread
 
 __all__ = ["PodTrigger"]
 
@@ -29,6 +30,11 @@ LINES_AT_ONCE = 50
 """Lines that are written before others get their turn."""
 PIECES_AT_ONCE = 8
 LAST_READINGS, LAST_PAUSE_S = 3, 1.0
+DRAIN_S_PER_LETTER, MOST_DRAIN_S, LETTERS_AROUND = 0.1 / 4096, 5.0, 200
+"""
+The triggerer's main process takes 4 KiB of all lines at a turn, and closes a task's log when it learns that its trigger has
+ended, whatever is still under way: so a trigger ends only when its lines have had the time to arrive.
+"""
 DELETE_PAUSES_S = (0.0, 2.0, 5.0, 10.0, 15.0)
 """Seconds before each request to delete the pod of a task that a person has ended."""
 LIMITS = ("capacity_timeout_s", "startup_timeout_s", "deadline", "patience_s")
@@ -162,6 +168,7 @@ class _Waiting:
         self.pod: PodSnapshot | None = None
         self.pause_s = trigger.log_interval_s
         self.read_at = poller.now()
+        self.drained_at = poller.now()
         self.note = ""
         self.failing = False
 
@@ -175,6 +182,8 @@ class _Waiting:
         try:
             while True:
                 told = self._take(await member.news(self._within_s()))
+                if told is None and self.watch.wants_events(self.poller.now()):
+                    told = await self._ask_events()
                 usual = self.trigger.poll_interval_s  # the poller has a pace of its own after errors
                 member.poll_interval_s = usual if self.failing else max(usual, self.watch.pause_s(self.poller.now(), usual))
                 if self.watch.note != self.note:
@@ -182,8 +191,9 @@ class _Waiting:
                     log.info("Pod %s: %s", self.trigger.pod, self.note)
                 if told is not None:
                     done = await self._read_rest(told)
+                    await asyncio.sleep(min(MOST_DRAIN_S, max(0.0, self.drained_at - self.poller.now())))
                     return told.model_copy(update={"log": self.cursor.to_json() | ({"done": True} if done else {})})
-                if self._state() == "running" and self.pause_s is not None and self.poller.now() >= self.read_at:
+                if self._readable() and self.pause_s is not None and self.poller.now() >= self.read_at:
                     await self._read_some()
         finally:
             self.poller.leave(member)
@@ -203,6 +213,15 @@ class _Waiting:
         self.pod = news.pod or self.pod
         return self.watch.on_pod(news.pod, now)
 
+    async def _ask_events(self) -> PodOutcome | None:
+        """Look in the pod's events for what keeps it from starting; what cannot be read is no reason to wait less."""
+        try:
+            events = await self.poller.events(self.trigger.pod, self.watch.uid)
+        except AirflowMLError as error:
+            log.info(EVENTS_UNREAD, self.trigger.pod, error)
+            return self.watch.on_events(None, self.poller.now()) if is_refused(error) else None
+        return self.watch.on_events(events, self.poller.now())
+
     def _late_s(self) -> float:
         """Give the answer that is under way at the deadline a chance to come."""
         return self.trigger.poll_interval_s + REQUEST_S
@@ -210,7 +229,7 @@ class _Waiting:
     def _within_s(self) -> float | None:
         """Say when to wake without news: to read the log, or because the time is up and nobody answers."""
         moments = [] if self.watch.deadline is None else [self.watch.deadline + self._late_s()]
-        if self.pause_s is not None and self._state() == "running":
+        if self.pause_s is not None and self._readable():
             moments.append(self.read_at)
         return max(0.0, min(moments) - self.poller.now()) if moments else None
 
@@ -218,13 +237,18 @@ class _Waiting:
         found = self.pod.container(self.trigger.container) if self.pod is not None else None
         return "waiting" if found is None else found.state
 
+    def _readable(self) -> bool:
+        """Whether to read before the end is told: of a pod that is told to go, what has ended is read while it is there."""
+        leaves = self.pod is not None and self.pod.deleted_at is not None
+        return self._state() == "running" or (leaves and self._state() == "terminated")
+
     async def _read_some(self) -> None:
         """Read what is new; a log that is far behind is gone on with after the next look at the news."""
         before = self.cursor.newest
         try:
-            await self._read(complete=False, pieces=PIECES_AT_ONCE)
+            await self._read(complete=self._state() == "terminated", pieces=PIECES_AT_ONCE)
         except AirflowMLError as error:
-            if isinstance(error, ConfigError) and not isinstance(error, UnauthorizedError):
+            if is_refused(error) and not self.watch.is_just_back(self.poller.now()):
                 log.warning("The log of pod %s cannot be read: %s", self.trigger.pod, error)
                 self.pause_s = None
                 return
@@ -264,6 +288,8 @@ class _Waiting:
         form = f"[{self.trigger.container}] %s" if self.trigger.log_prefix else "%s"
         for number, line in enumerate(lines, 1):
             log.info(form, line)
+            spent = (len(line) + LETTERS_AROUND) * DRAIN_S_PER_LETTER
+            self.drained_at = max(self.drained_at, self.poller.now()) + spent
             if number % LINES_AT_ONCE == 0:
                 await asyncio.sleep(0)
 

@@ -9,41 +9,75 @@ import re
 import pytest
 from rich.console import Console
 
-from airflow_ml_provider.cli.lineage import LineageTree
+from airflow_ml_provider.cli.lineage import LineageTree, as_dot
 from airflow_ml_provider.cli.main import main
-from airflow_ml_provider.models.lineage import DatasetRead, Gap, Lineage, LoggedModel, ModelVersion, StepRun
+from airflow_ml_provider.models.lineage import DatasetNode, Edge, Gap, Graph, ModelNode, Node, RunNode, Step, VersionNode
 from tests.lineage.nights import COMMIT, Night, outside
 
-VERSION_KEYS = {"name", "version", "aliases", "source", "run_id", "created", "tags"}
-MODEL_KEYS = {"model_id", "name", "sha256", "size", "created", "metrics", "run_id"}
-DATASET_KEYS = {"name", "digest", "uri", "sha256", "size", "run_id"}
-AIRFLOW_KEYS = {"dag_id", "dag_run_id", "task_id", "map_index", "try_number", "logical_date", "log_url", "git_commit"}
-RUN_KEYS = {"run_id", "url", "name", "status", "deleted", "started", "ended", "params", "metrics", "datasets", "models"}
+NODE_KEYS = {
+    "version": {"kind", "id", "name", "version", "aliases", "source", "run_id", "created", "tags"},
+    "model": {"kind", "id", "model_id", "name", "sha256", "size", "created", "metrics", "run_id", "try_number"},
+    "dataset": {"kind", "id", "name", "uri", "digest", "sha256", "size", "numbers", "run_id"},
+    "run": {
+        *("kind", "id", "run_id", "url", "name", "status", "deleted", "step", "logical_date", "log_url", "git_commit", "image"),
+        *("cached_from", "started", "ended", "params", "metrics"),
+    },
+}
+STEP_KEYS = {"dag_id", "dag_run_id", "task_id", "map_index", "try_number"}
 
 
-def drawn(lineage: Lineage) -> str:
+def drawn(graph: Graph, *, down: bool = False) -> str:
     screen = io.StringIO()
-    Console(file=screen, width=200, highlight=False).print(LineageTree(lineage).render())
+    Console(file=screen, width=200, highlight=False).print(LineageTree(graph, down=down).render())
     return screen.getvalue()
+
+
+def graph_of(*nodes: Node, edges: tuple[tuple[str, str], ...] = (), gaps: tuple[Gap, ...] = ()) -> Graph:
+    made = tuple(Edge(source=source, target=target) for source, target in edges)
+    return Graph(asked="asked", start=(nodes[0].id,), nodes=nodes, edges=made, gaps=gaps)
+
+
+def run_of(run_id: str, name: str = "train", **fields: object) -> RunNode:
+    return RunNode.model_validate({"run_id": run_id, "url": "u", "name": name, "status": "FINISHED"} | fields)
 
 
 class TestTheTree:
     def test_it_leads_from_the_champion_to_the_raw_data(
         self, night: Night, unique: str, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        model = night.whole(unique)
+        model = night.whole(unique, rows=12_345)
         assert main(["lineage", f"models:/{unique}@champion"]) == 0
         out = capsys.readouterr().out
         words = [
             *(f"models:/{unique}@champion", f"{unique} version 1  @champion", (model.sha256 or "")[:12]),
             *("train  finished", "max_iter=300", "loss=0.25", COMMIT, "tasks/train"),
-            *("table  sha256", "features  finished", "flights  sha256", "validate  finished", "day=2013-12-30"),
-            *("a source: it has read no artifact", "weather  sha256", "validate (see above)"),
+            *(
+                "table  12,345 rows, ",
+                "sha256",
+                "features  finished",
+                "flights  ",
+                "sha256",
+                "validate  finished",
+                "day=2013-12-30",
+            ),
+            *("a source: it has read no artifact", "weather  ", "sha256", "validate (see above)"),
         ]
         place = 0
         for word in words:
             assert word in out[place:], f"{word!r} does not follow in\n{out}"
             place = out.index(word, place)
+
+    def test_down_it_leads_from_the_raw_data_to_the_champion(
+        self, night: Night, unique: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        night.whole(unique)
+        assert main(["lineage", "--down", f"runs:/{night.runs['validate']}/flights"]) == 0
+        out = capsys.readouterr().out
+        places = [
+            out.index(word)
+            for word in ("flights  ", "features  ", "table  ", "train  ", "model  ", f"{unique} version 1  @champion")
+        ]
+        assert places == sorted(places)
 
     def test_a_pipe_gets_neither_colours_nor_wrapped_lines(
         self, night: Night, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -58,72 +92,94 @@ class TestTheTree:
         assert all(line.endswith("?try_number=1") for line in logs), "wrapped, cut, or filled with blanks"
 
     def test_what_is_missing_is_said_where_it_is_missing(self) -> None:
-        read = DatasetRead(name="table", digest="1", run_id="gone")
-        step = StepRun(run_id="r", url="u", name="train", status="FINISHED", deleted=True, datasets=(read,), models=("m-1",))
-        gaps = (Gap(id="gone", reason="deleted for good"), Gap(id="m-1", reason="no such model"))
-        text = drawn(Lineage(uri="runs:/r/model", run_id="r", steps=(step,), gaps=gaps))
+        read = DatasetNode(name="table", digest="1", run_id="gone", uri="runs:/gone/x")
+        gaps = (Gap(id="run:gone", reason="deleted for good"), Gap(id="model:m-1", reason="no such model"))
+        edges = ((read.id, "run:r"), ("run:gone", read.id), ("model:m-1", "run:r"))
+        text = drawn(graph_of(run_of("r", deleted=True), read, edges=edges, gaps=gaps))
         assert "deleted in MLflow, where it can be restored" in text
         assert re.search(r"table  digest 1\n.*gone: deleted for good", text)
         assert "m-1: no such model" in text
 
     def test_a_deleted_model_is_named_although_no_step_leads_to_it(self) -> None:
-        version = ModelVersion(name="flights", version="2", source="models:/m-1")
-        text = drawn(Lineage(uri="models:/flights/2", model_version=version, gaps=(Gap(id="m-1", reason="deleted"),)))
+        version = VersionNode(name="flights", version="2", source="models:/m-1")
+        text = drawn(graph_of(version, gaps=(Gap(id="model:m-1", reason="deleted"),)))
         assert "nobody has recorded which run made it" in text
         assert "m-1: deleted" in text
 
     def test_a_cycle_is_drawn_once(self) -> None:
-        model = LoggedModel(model_id="m-1", name="model", run_id="b")
-        read = DatasetRead(name="x", digest="1", run_id="a")
-        steps = (
-            StepRun(run_id="a", url="u", name="first", status="FINISHED", models=("m-1",)),
-            StepRun(run_id="b", url="u", name="second", status="FINISHED", datasets=(read,), models=("m-1",)),
-        )
-        text = drawn(Lineage(uri="runs:/a", run_id="a", steps=steps, models=(model,)))
+        model = ModelNode(model_id="m-1", name="model", run_id="b")
+        first, second = run_of("a", "first"), run_of("b", "second")
+        edges = ((model.id, first.id), (second.id, model.id), (first.id, second.id), (model.id, second.id))
+        text = drawn(graph_of(first, second, model, edges=edges))
         assert "first (see above)" in text
         assert "model m-1 (see above)" in text
 
     def test_what_others_wrote_cannot_move_the_cursor_or_colour_the_screen(self) -> None:
-        step = StepRun(run_id="r", url="u", name="[red]a\x1b[2Jb\nc", status="FINISHED", params={"k": "x" * 100 + "\r"})
-        text = drawn(Lineage(uri="runs:/r", run_id="r", steps=(step,)))
+        text = drawn(graph_of(run_of("r", "[red]a\x1b[2Jb\nc", params={"k": "x" * 100 + "\r"})))
         assert "[red]a [2Jb c  finished" in text
         assert f"k={'x' * 58}..." in text
 
     def test_of_many_metrics_some_are_shown(self) -> None:
-        step = StepRun(run_id="r", url="u", name="train", status="FINISHED", metrics={f"m{n:02}": n for n in range(23)})
-        assert "m19=19, 3 more (--json)\n" in drawn(Lineage(uri="runs:/r", run_id="r", steps=(step,)))
+        assert "m19=19, 3 more (--json)\n" in drawn(graph_of(run_of("r", metrics={f"m{n:02}": n for n in range(23)})))
 
     def test_sizes_are_said_as_people_say_them(self) -> None:
-        model = LoggedModel(model_id="m-1", name="model", sha256="a" * 64)
         sizes = {0: "0 B", 999: "999 B", 1500: "1.5 kB", 2_000_000: "2.0 MB", 3_000_000_000: "3.0 GB"}
         for size, words in sizes.items():
-            text = drawn(Lineage(uri="u", model=model.model_copy(update={"size": size})))
-            assert f"sha256 aaaaaaaaaaaa, {words}" in text
+            text = drawn(graph_of(ModelNode(model_id="m-1", name="model", sha256="a" * 64, size=size)))
+            assert f"{words}, sha256 aaaaaaaaaaaa" in text
 
 
 class TestTheJson:
-    def test_its_form_is_that_of_version_1(self, night: Night, unique: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_its_form_is_that_of_version_2(self, night: Night, unique: str, capsys: pytest.CaptureFixture[str]) -> None:
         """Programs read it: add keys if need be, and raise the version to change or remove one."""
         night.whole(unique)
         assert main(["lineage", f"models:/{unique}@champion", "--json"]) == 0
-        found = json.loads(capsys.readouterr().out)
-        assert set(found) == {"version", "uri", "model_version", "model", "run_id", "steps", "models", "gaps"}
-        assert (found["version"], found["uri"], found["models"], found["gaps"]) == (1, f"models:/{unique}@champion", [], [])
-        assert set(found["model_version"]) == VERSION_KEYS
-        assert set(found["model"]) == MODEL_KEYS
-        train = found["steps"][0]
-        assert set(train) == RUN_KEYS | AIRFLOW_KEYS
-        assert set(train["datasets"][0]) == DATASET_KEYS
-        assert found["run_id"] == train["run_id"] == night.runs["train"]
-        assert train["datasets"][0]["run_id"] == found["steps"][1]["run_id"]
+        text = capsys.readouterr().out
+        found = json.loads(text)
+        assert set(found) == {"version", "asked", "start", "nodes", "edges", "gaps"}
+        assert (found["version"], found["asked"], found["gaps"]) == (2, f"models:/{unique}@champion", [])
+        assert found["start"] == [f"version:{unique}/1"]
+        for node in found["nodes"]:
+            assert set(node) == NODE_KEYS[node["kind"]]
+        assert {node["kind"] for node in found["nodes"]} == NODE_KEYS.keys()
+        train = next(node for node in found["nodes"] if node["id"] == f"run:{night.runs['train']}")
+        assert set(train["step"]) == STEP_KEYS
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", train["started"])
+        (read,) = [edge for edge in found["edges"] if edge["target"] == train["id"]]
+        assert read == {
+            "source": f"dataset:{night.table and night.table.uri}",
+            "target": train["id"],
+            "name": "table",
+            "step": train["step"],
+        }
+        assert Graph.model_validate_json(text).model_dump_json(indent=2) + "\n" == text
 
     def test_what_is_not_known_is_null(self, night: Night, capsys: pytest.CaptureFixture[str]) -> None:
         model = night.step("train", [outside()], {"model": "Model"})["model"]
         assert main(["lineage", model.uri, "--json"]) == 0
         found = json.loads(capsys.readouterr().out)
-        assert found["model_version"] is None
-        assert found["steps"][0]["datasets"][0]["run_id"] is None
+        assert [node["run_id"] for node in found["nodes"] if node["kind"] == "dataset"] == [None]
+
+
+class TestDot:
+    NODES = (
+        run_of("r", 'say "hi"\\', step=Step(dag_id="d", dag_run_id="n", task_id="t")),
+        DatasetNode(name="raw\n", uri="s3://b/k", sha256="a" * 64, numbers={"rows": 3}),
+    )
+
+    def test_names_of_others_stay_inside_their_quotes(self) -> None:
+        edges = ((self.NODES[1].id, "run:r"), ("run:gone", self.NODES[1].id))
+        text = as_dot(graph_of(*self.NODES, edges=edges, gaps=(Gap(id="run:gone", reason="deleted"),)))
+        assert text.startswith("digraph lineage {")
+        assert r'"run:r" [shape=box, label="say \"hi\"\\\nd n\nfinished ", penwidth=2];' in text
+        assert r'label="raw \n3 rows\nsha256 aaaaaaaaaaaa\ns3://b/k"' in text
+        assert '"run:gone" [shape=box, style=dashed, color=red, label="run:gone: deleted"];' in text
+        assert '"dataset:s3://b/k#aaaaaaaaaaaa" -> "run:r" [label=""];' in text
+
+    def test_the_command_prints_it(self, night: Night, capsys: pytest.CaptureFixture[str]) -> None:
+        model = night.step("train", [outside()], {"model": "Model"})["model"]
+        assert main(["lineage", model.uri, "--dot"]) == 0
+        assert capsys.readouterr().out.count(" -> ") == 2
 
 
 class TestWhatGoesWrong:

@@ -11,6 +11,7 @@ from airflow_ml_provider.models.run import StepRecord
 from airflow_ml_provider.tracking import spool
 from airflow_ml_provider.tracking.registry import ModelRegistry
 from airflow_ml_provider.tracking.runs import RunTree, now_ms, status_of
+from tests.alert_servers import MailServer, SlackEndpoint
 from tests.lineage.nights import Night
 
 
@@ -93,3 +94,40 @@ class TestRollback:
         night.whole(unique)
         assert main(["rollback", unique]) == 1
         assert "cannot be rolled back" in capsys.readouterr().err
+
+    def test_whoever_is_named_hears_of_it(
+        self, night: Night, unique: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        night.whole(unique)
+        Night(night.api, night.folder, night.dag_id, "scheduled__2013-12-31").whole(unique)
+        with SlackEndpoint() as slack, MailServer() as mails:
+            monkeypatch.setenv("AIRFLOW_CONN_SLACK_ML", slack.bot(channel="#ml"))
+            monkeypatch.setenv("AIRFLOW_CONN_SMTP_DEFAULT", mails.connection())
+            assert main(["rollback", unique, "--slack", "slack_ml", "--email", "a@example.com", "--email", "b@example.com"]) == 0
+        out = capsys.readouterr().out
+        assert "slack: told Slack #ml by connection 'slack_ml'" in out
+        assert "email: told a@example.com, b@example.com by connection 'smtp_default'" in out
+        (message,), (mail,) = slack.messages, mails.mails
+        assert f"was rolled back: version 1 is {unique}@champion again" in message["text"]
+        assert mail.recipients == ["a@example.com", "b@example.com"]
+        said = " ".join(mail.part("text/plain").split())
+        assert f"version 1 is {unique}@champion again. Somebody has called airflow-ml rollback." in said
+
+    def test_an_alert_that_is_not_sent_leaves_the_rollback_done_and_says_so(
+        self, night: Night, unique: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        night.whole(unique)
+        Night(night.api, night.folder, night.dag_id, "scheduled__2013-12-31").whole(unique)
+        monkeypatch.setenv("AIRFLOW_CONN_SLACK_ML", '{"conn_type": "http", "host": "http://127.0.0.1:1"}')
+        assert main(["rollback", unique, "--slack", "slack_ml"]) == 0
+        assert champion_of(night, unique) == "1"
+        assert "rolled back, and nobody was told by slack: connection 'slack_ml' is of type 'http'" in capsys.readouterr().err
+
+    def test_an_address_that_is_none_is_refused_before_anything_moves(
+        self, night: Night, unique: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        night.whole(unique)
+        Night(night.api, night.folder, night.dag_id, "scheduled__2013-12-31").whole(unique)
+        assert main(["rollback", unique, "--email", "nobody"]) == 1
+        assert "is no e-mail address" in capsys.readouterr().err
+        assert champion_of(night, unique) == "2"

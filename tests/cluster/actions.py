@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from demo.errors import DemoError
@@ -15,6 +17,8 @@ from tests.cluster.kube import ENOUGH, Kube, Seen
 from tests.site import ENDED, Site, until
 
 LIMIT_S = 300.0
+BEGUN = "it runs"
+"""What most programs of the table write first."""
 
 
 @dataclass
@@ -64,12 +68,19 @@ class Play:
     def log(self, try_number: int = 1) -> str:
         return self.site.log_text(self.dag_id, self.run_id, self.task, try_number)
 
+    def unsaid(self, try_number: int) -> list[str]:
+        """Name what the log of a try should say, and does not."""
+        log = self.log(try_number)
+        return [each for each in self.case.words if each not in log]
+
     def waiting(self, try_number: int = 1) -> Seen:
         """Wait until its program stands at the gate and the task waits for it, in its way; give the pod."""
         self.until("its program at the gate", lambda: self.gates.reached(f"{self.task}/{try_number}/go"))
         if self.way == "defers":
             self.until("deferred", lambda: self.state == ("deferred", try_number))
             self.until("the executor's word", lambda: self.site.heard(self.run_id, self.task, try_number))
+            if BEGUN in self.case.words:  # a pod that goes before the triggerer has looked once takes its log with it
+                self.until("the first line in its log", lambda: BEGUN in self.log(try_number))
         return self.pods[-1]
 
     def until(self, what: str, look: Callable[[], Any], limit_s: float = LIMIT_S) -> Any:
@@ -81,7 +92,19 @@ class Play:
             except DemoError:  # Airflow's API is busy
                 return None
 
-        return until(f"{self.task}: {what}", look_once, limit_s, pause_s=0.5)
+        try:
+            return until(f"{self.task}: {what}", look_once, limit_s, pause_s=0.5)
+        except TimeoutError as error:
+            error.add_note(self.so_far())
+            raise
+
+    def so_far(self) -> str:
+        """What is to be seen of it, for whoever has waited in vain."""
+        with suppress(DemoError):
+            state, try_number = self.state
+            conditions = [each.last.get("status", {}).get("conditions") for each in self.pods]
+            return f"state {state}, try {try_number}\n{self.log(max(try_number, 1))[-2000:]}\npods: {conditions}"
+        return "Airflow does not answer"
 
     def go(self, try_number: int = 1) -> None:
         self.gates.open(f"{self.task}/{try_number}/go")
@@ -131,9 +154,17 @@ def makes_room(play: Play) -> None:
     for way in play.case.ways:  # there is room for all of them at once
         other = replace(play, way=way)
         play.until("the scheduler's reason in the log", lambda other=other: "Insufficient nvidia.com/gpu" in other.log())
-    play.kube.gpus(ENOUGH)
+    play.until("a place on the node", partial(_has_room, play), 90)
     play.waiting()
     play.go()
+
+
+def _has_room(play: Play) -> bool:
+    """Give the node GPUs enough, and another one at each look: the scheduler looks at a pod again when its node has changed."""
+    play.kube.gpus(ENOUGH + next(play.kube.spare))
+    with suppress(TimeoutError):
+        return bool(until("its node", lambda: play.pods[-1].last["spec"].get("nodeName"), 10))
+    return False
 
 
 def allows(play: Play) -> None:

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from airflow_ml_provider.config import Settings
-from airflow_ml_provider.hooks.mlflow import MlflowApi, MlflowServer
 from demo.ports import free_ports
 from demo.stack import LocalStack
+from tests.cluster.account import make_account
 from tests.cluster.directors import Stage
 from tests.cluster.gates import Gates
 from tests.cluster.kube import GPUS, IMAGE, SMALL_IMAGE, Kube, kubernetes
+from tests.servers import running
 from tests.site import Site
 
 HERE = Path(__file__).parent
@@ -51,7 +52,7 @@ import airflow_ml_provider.operators.pod
 def environment(kube: Kube, gates: Gates, port: int, home: Path) -> dict[str, str]:
     server: dict[str, Any] = {"conn_type": "mlflow", "host": f"http://127.0.0.1:{port}"}
     server["extra"] = {"pod_url": f"http://{kube.expose(port)}"}
-    cluster = {"kube_config_path": os.environ["KUBECONFIG"], "namespace": kube.namespace}
+    cluster = {"kube_config_path": str(make_account(kube.core, kube.namespace, home)), "namespace": kube.namespace}
     return {
         "AIRFLOW_HOME": str(home / "state/airflow"),
         "AIRFLOW_CONN_MLFLOW_DEFAULT": json.dumps(server),
@@ -82,17 +83,8 @@ def site(kube: Kube, gates: Gates, tmp_path_factory: pytest.TempPathFactory) -> 
     (port,) = free_ports(1)
     settings = environment(kube, gates, port, home)
     stack = LocalStack(home / "state", dags=(HERE / "dags", home / "example"), environment=settings, mlflow_port=port)
-    kept = {key: os.environ.pop(key) for key in list(os.environ) if key.startswith("AIRFLOW")}  # dag.test()'s, not ours
-    try:
-        stack.start()
-    finally:
-        os.environ.update(kept)
-    try:
-        server = MlflowServer("mlflow_default", stack.mlflow_url)
-        with stack.api() as airflow, MlflowApi(server, Settings(http_timeout_s=60, http_retries=3)) as mlflow:
-            yield Site(stack, airflow, mlflow)
-    finally:
-        stack.stop()
+    with running(stack, Settings(http_timeout_s=60, http_retries=3)) as (airflow, mlflow):
+        yield Site(stack, airflow, mlflow)
 
 
 @pytest.fixture(scope="session")

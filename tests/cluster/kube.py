@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import pytest
@@ -25,7 +26,6 @@ EXPOSE = os.environ.get("CLUSTER_EXPOSE", "")
 GPUS = os.environ.get("CLUSTER_GPUS", "")
 ENOUGH = 32
 """GPUs of a node that has room for everything here."""
-IMPORTANT = "airflow-ml-test-important"
 OURS = "airflow-ml/managed=true"
 Json = dict[str, Any]
 
@@ -143,6 +143,7 @@ class Kube:
     :param watcher: What was ever in it.
     :param opened: Ports that were opened for pods.
     :param offered: Resources that the node was made to offer.
+    :param spare: GPUs beyond those that are enough, one more at each turn.
     """
 
     core: Any
@@ -150,6 +151,7 @@ class Kube:
     watcher: Watcher
     opened: ExitStack = field(default_factory=ExitStack)
     offered: dict[str, None] = field(default_factory=dict)
+    spare: Iterator[int] = field(default_factory=count)
 
     @property
     def node(self) -> str:
@@ -176,9 +178,9 @@ class Kube:
         taints = self.core.read_node(self.node).spec.taints or ()
         return ("node.kubernetes.io/unreachable", "NoExecute") in {(each.key, each.effect) for each in taints}
 
-    def gpus(self, count: int) -> None:
+    def gpus(self, number: int) -> None:
         """Give the node so many pretend GPUs."""
-        subprocess.run([GPUS, str(count)], capture_output=True, text=True, check=True, timeout=60)
+        subprocess.run([GPUS, str(number)], capture_output=True, text=True, check=True, timeout=60)
 
     def gpus_now(self) -> int:
         return int((self.core.read_node(self.node).status.allocatable or {}).get("nvidia.com/gpu", "0"))
@@ -208,7 +210,7 @@ class Kube:
         amounts = {resource: "1"}
         container = {"name": "base", "image": SMALL_IMAGE, "command": ["sh", "-c", "exit 0"]}
         container |= {"imagePullPolicy": "IfNotPresent", "resources": {"requests": amounts, "limits": amounts}}
-        spec = {"restartPolicy": "Never", "priorityClassName": IMPORTANT, "containers": [container]}
+        spec = {"restartPolicy": "Never", "priorityClassName": important(self.namespace), "containers": [container]}
         name = f"important-{_slug(resource)}"
         self.core.create_namespaced_pod(self.namespace, {"metadata": {"name": name}, "spec": spec})
         return name
@@ -247,6 +249,11 @@ def _clients() -> Any:
     return client.CoreV1Api(client.ApiClient(settings))
 
 
+def important(namespace: str) -> str:
+    """Name the priority of pods that push others out; priorities are of a whole cluster, which may have more such namespaces."""
+    return f"{namespace}-important"
+
+
 @contextmanager
 def kubernetes(namespace: str) -> Iterator[Kube]:
     """Open the cluster and make the namespace; in the end both it and all that is in it are deleted."""
@@ -255,8 +262,7 @@ def kubernetes(namespace: str) -> Iterator[Kube]:
     core, eyes = _clients(), _clients()
     scheduling = client.SchedulingV1Api(core.api_client)
     core.create_namespace({"metadata": {"name": namespace}})
-    with suppress(client.ApiException):  # of a session that was killed
-        scheduling.create_priority_class({"metadata": {"name": IMPORTANT}, "value": 1000, "description": "tests"})
+    scheduling.create_priority_class({"metadata": {"name": important(namespace)}, "value": 1000, "description": "tests"})
     until("the namespace's account", lambda: core.list_namespaced_service_account(namespace).items, 60)
     try:
         with Watcher(eyes, namespace).watching() as watcher:
@@ -265,7 +271,7 @@ def kubernetes(namespace: str) -> Iterator[Kube]:
                 yield cluster
             cluster.offer(cluster.offered)
     finally:
-        scheduling.delete_priority_class(IMPORTANT)
+        scheduling.delete_priority_class(important(namespace))
         core.delete_namespace(namespace)
         for each in (core, eyes):
             each.api_client.close()

@@ -15,7 +15,14 @@ from airflow_ml_provider import exceptions
 from airflow_ml_provider.core.pod_events import PodEvent
 from airflow_ml_provider.core.pod_failures import ERRORS, EXIT_CODES, REMEDIES, explain, next_memory_gib
 from airflow_ml_provider.core.pods import PodWatch
-from airflow_ml_provider.exceptions import ConfigError, PodError, RemoteJobError, RemoteUnavailableError, StepStoreError
+from airflow_ml_provider.exceptions import (
+    ConfigError,
+    PodError,
+    PodFailedError,
+    RemoteJobError,
+    RemoteUnavailableError,
+    StepStoreError,
+)
 from airflow_ml_provider.models.pod import PodEnd, PodOutcome, PodSnapshot
 from airflow_ml_provider.models.pod_step import StepMessage
 
@@ -125,6 +132,33 @@ class TestAMessage:
         assert 'exec: "python3": executable file not found in $PATH' in said
         assert "The image has no such Python" in said
 
+    def test_of_a_sidecar_without_python_does_not_speak_of_the_main_image(self) -> None:
+        why = 'container airflow-ml-fetch could not be started (StartError: exec: "python3": executable file not found in $PATH)'
+        end = outcome(PodEnd.CONFIG, f"Pod ns/p: the program of {why}", init_container="airflow-ml-fetch")
+        said = explain(end, image="trainer:1").message
+        assert "options.sidecar" in said
+        assert "give options a sidecar" not in said
+        assert "trainer:1" not in said
+
+    def test_of_an_image_that_would_run_as_root_names_the_argument(self) -> None:
+        said = explain(recorded("run-as-root", 2)).message
+        assert "container has runAsNonRoot and image will run as root" in said
+        assert "container_security_context={'runAsUser': 1000}" in said
+
+    def test_of_an_init_container_that_failed_says_where_its_log_is(self) -> None:
+        end = recorded("init-fails", 4)
+        assert end.init_container == "prepare"
+        said = explain(end).message
+        assert "The last lines of init container prepare are in the task's log." in said
+        assert "The step's log" not in said
+        assert "Its log went with the pod" in explain(end.model_copy(update={"gone": True})).message
+
+    @pytest.mark.parametrize(("code", "tells", "half"), [(1, True, True), (2, True, False), (1, False, False)])
+    def test_of_a_half_that_never_began_says_so(self, code: int, tells: bool, half: bool) -> None:
+        said = explain(outcome(exit_code=code), tells=tells).message
+        assert ("No module named airflow_ml_step" in said) is half
+        assert "No module named" not in explain(outcome(exit_code=code, told=told("failed")), tells=tells).message
+
     def test_of_another_program_that_is_missing_does_not(self) -> None:
         assert "Python" not in explain(recorded("start-error", 4)).message
 
@@ -146,6 +180,11 @@ class TestAMessage:
         event = PodEvent("FailedMount", 'MountVolume.SetUp failed for volume "s": secret "nope" not found', warning=True)
         assert f"Events: FailedMount: {event.message}." in explain(recorded("no-secret-volume", 2), events=[event]).message
 
+    def test_has_no_event_twice(self) -> None:
+        event = PodEvent("FailedMount", 'secret "nope" not found', warning=True)
+        end = outcome(PodEnd.CONFIG, f"Pod ns/p: its volumes cannot be mounted: FailedMount: {event.message}")
+        assert explain(end, events=[event]).message.count("nope") == 1
+
     @pytest.mark.parametrize("end", ERRORS)
     def test_is_made_of_whole_sentences(self, end: PodEnd) -> None:
         for state in ("failed", "input", "output", "store", "config"):
@@ -159,6 +198,12 @@ class TestAStepThatHasTold:
     def test_of_a_store_that_did_not_answer_is_curable(self) -> None:
         failure = explain(outcome(exit_code=1, told=told("store", "PUT model: 503")))
         assert (failure.error, failure.curable, "503" in failure.message) == (StepStoreError, True, True)
+
+    def test_of_a_program_that_failed_is_not_what_another_container_says(self) -> None:
+        failure = explain(outcome(exit_code=137, told=told("store", "PUT model: 503"), told_beside=True))
+        assert (failure.error, failure.curable) == (PodFailedError, False)
+        assert "The step says: PUT model: 503." in failure.message
+        assert "137 is SIGKILL" in failure.message
 
     def test_that_it_cannot_do_what_it_is_asked_is_not(self) -> None:
         failure = explain(outcome(exit_code=1, told=told("config", "no module named fsspec")))
@@ -204,4 +249,4 @@ class TestMoreMemory:
         assert "It had 8 GiB (memory_gib): raise memory_gib, set memory_on_oom" in explain(end, memory_gib=8.0).message
         assert "It had no memory limit of its own" in explain(end).message
         full = explain(end, memory_gib=8.0, memory_on_oom=2.0, memory_limit_gib=8.0).message
-        assert "It had 8 GiB (memory_gib), and the limit is 8 GiB: raise it" in full
+        assert "It had 8 GiB (memory_gib), which is all that options.memory_limit_gib allows (8 GiB, " in full

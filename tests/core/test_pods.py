@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from airflow_ml_provider.core.pod_events import PodEvent, needs_events, warnings, with_events
 from airflow_ml_provider.core.pod_signs import REASONS, order
-from airflow_ml_provider.core.pods import CONFIRM_S, GRACE_S, SILENT_S, TERMINATING_S, PodWatch
-from airflow_ml_provider.models.pod import PodEnd, PodOutcome, PodSnapshot
+from airflow_ml_provider.core.pods import CONFIRM_S, EVENTS_EVERY_S, GRACE_S, SILENT_S, TERMINATING_S, PodWatch
+from airflow_ml_provider.models.pod import ContainerStatus, PodCondition, PodEnd, PodOutcome, PodSnapshot
 
 RECORDED = Path(__file__).parent / "pods"
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
@@ -581,6 +581,101 @@ class TestAContainerThatDoesNotStart:
 
     def test_that_is_started_over_and_over_has_failed(self) -> None:
         assert end_of(starting("CrashLoopBackOff", "back-off 10s restarting failed container")) is PodEnd.FAILED
+
+
+NO_MOUNT = PodEvent("FailedMount", 'MountVolume.SetUp failed for volume "v" : secret "nope" not found', warning=True)
+
+
+class TestAPodWhoseVolumeIsMissing:
+    def watch(self, snapshot: PodSnapshot | None = None) -> PodWatch:
+        watch = PodWatch(now=NOW)
+        watch.on_pod(starting("ContainerCreating") if snapshot is None else snapshot, NOW)
+        return watch
+
+    def test_is_told_after_a_grace_in_the_words_of_kubernetes(self) -> None:
+        last = stages("no-secret-volume")[-1]
+        start = began([last])
+        watch = PodWatch(now=start)
+        asked: list[float] = []
+        for second in range(120):
+            assert watch.on_pod(last, start + second) is None
+            if watch.wants_events(start + second):
+                asked.append(second)
+                if (told := watch.on_events([NO_MOUNT], start + second)) is not None:
+                    break
+        assert asked == [GRACE_S, GRACE_S + EVENTS_EVERY_S]
+        assert told is not None
+        assert told.end is PodEnd.CONFIG
+        assert 'FailedMount: MountVolume.SetUp failed for volume "v" : secret "nope" not found' in told.message
+
+    @pytest.mark.parametrize(
+        "missing",
+        [
+            'configmap "settings" not found',
+            "references non-existent secret key: token",
+            'error getting PVC: persistentvolumeclaims "data" not found',
+        ],
+    )
+    def test_may_miss_other_things_too(self, missing: str) -> None:
+        watch, event = self.watch(), PodEvent("FailedMount", f'MountVolume.SetUp failed for volume "v" : {missing}', warning=True)
+        assert watch.on_events([event], NOW + 20) is None
+        assert missing in watch.note
+        told = watch.on_events([event], NOW + 50)
+        assert told is not None
+        assert told.end is PodEnd.CONFIG
+
+    @pytest.mark.parametrize(
+        "events",
+        [
+            [],
+            [NO_MOUNT, PodEvent("Pulling", "Pulling image x")],
+            [PodEvent("FailedMount", "MountVolume.SetUp failed for volume v : mount.nfs: server not found", warning=True)],
+            [PodEvent("FailedMount", "timed out waiting for the condition", warning=True)],
+        ],
+    )
+    def test_by_now_or_for_another_reason_is_waited_for(self, events: list[PodEvent]) -> None:
+        watch = self.watch()
+        assert watch.on_events([NO_MOUNT], NOW + 20) is None
+        assert [watch.on_events(events, NOW + second) for second in (50, 80, 400)] == [None] * 3
+        assert watch.on_events([NO_MOUNT], NOW + 430) is None, "its grace begins anew"
+
+    @pytest.mark.parametrize(
+        "snapshot",
+        [
+            pod(),
+            starting("ErrImagePull", "no such host"),
+            pod("waiting", reason="ContainerCreating", phase="Pending", deleted=5),
+            pod("waiting", phase="Pending").model_copy(update={"node": "", "conditions": {}}),
+            starting("PodInitializing").model_copy(
+                update={"init_containers": [ContainerStatus(name="prepare", state="running")]}
+            ),
+        ],
+    )
+    def test_is_not_what_keeps_any_other_pod(self, snapshot: PodSnapshot) -> None:
+        assert not self.watch(snapshot).wants_events(NOW + 500)
+
+    def test_is_waited_for_where_events_may_not_be_read(self) -> None:
+        watch = self.watch()
+        assert not watch.wants_events(NOW + 14)
+        assert watch.wants_events(NOW + 15)
+        assert watch.on_events(None, NOW + 15) is None
+        assert not watch.wants_events(NOW + 500)
+        told = watch.on_pod(starting("ContainerCreating"), NOW + 600)
+        assert told is not None
+        assert told.end is PodEnd.NOT_STARTED
+
+    def test_for_which_no_node_can_be_found_is_told_after_a_grace(self) -> None:
+        words = '0/3 nodes are available: persistentvolumeclaim "data" not found. not found'
+        reason = PodCondition(status="False", reason="Unschedulable", message=words)
+        waits = pod("waiting", phase="Pending").model_copy(update={"node": "", "conditions": {"PodScheduled": reason}})
+        watch = PodWatch(now=NOW, capacity_timeout_s=3600)
+        assert watch.on_pod(waits, NOW + 1) is None
+        room = waits.model_copy(update={"conditions": {"PodScheduled": reason.model_copy(update={"message": "no room"})}})
+        assert watch.on_pod(room, NOW + 10) is None
+        assert watch.on_pod(waits, NOW + 20) is None
+        told = watch.on_pod(waits, NOW + 20 + GRACE_S)
+        assert told is not None
+        assert (told.end, 'persistentvolumeclaim "data" not found' in told.message) == (PodEnd.CONFIG, True)
 
 
 class TestAnEnd:

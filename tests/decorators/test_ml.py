@@ -9,11 +9,11 @@ import pendulum
 import pytest
 from airflow.providers.standard.operators.bash import BashOperator
 from airflow.sdk import DAG, setup, task, task_group, teardown
-from airflow.serialization.serialized_objects import DagSerialization
 
 from airflow_ml_provider import Artifact, Dataset, Input, Metrics, Model, Output, ml_task
 from airflow_ml_provider.exceptions import ConfigError
 from airflow_ml_provider.operators.references import StepReference
+from tests.airflow_releases import DagSerialization
 
 
 @ml_task
@@ -375,6 +375,16 @@ class TestWorksLikeAnyTask:
 
         assert double.function(4) == 8
         assert double(1).operator.doc_md == "Say it twice."
+
+    def test_one_decorator_makes_each_function_a_step_of_its_own(self, example: DAG) -> None:
+        patient = ml_task(retries=5)
+
+        def one() -> None: ...
+        def two() -> None: ...
+
+        patient(one)()
+        patient(two)()
+        assert {each.task_id: each.retries for each in example.tasks} == {"one": 5, "two": 5}
 
 
 def test_a_dag_of_steps_survives_serialization(example: DAG) -> None:

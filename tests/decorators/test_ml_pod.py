@@ -6,7 +6,6 @@ from typing import Any
 import pendulum
 import pytest
 from airflow.sdk import DAG, task
-from airflow.serialization.serialized_objects import DagSerialization
 
 from airflow_ml_provider import Dataset, Input, Metrics, Model, Output, ml_task
 from airflow_ml_provider.decorators.ml import MLTask
@@ -15,6 +14,7 @@ from airflow_ml_provider.exceptions import ConfigError
 from airflow_ml_provider.models.pod_options import PodOptions
 from airflow_ml_provider.operators.pod_function import MLPodFunctionOperator
 from airflow_ml_provider.operators.references import StepReference
+from tests.airflow_releases import DagSerialization
 
 IMAGE = "registry.example.com/trainer:1"
 OUTSIDE = 3

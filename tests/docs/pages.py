@@ -6,12 +6,34 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = (ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
-_SNIPPET = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+TOP = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
+PAGES = (*(ROOT / name for name in TOP), *sorted((ROOT / "docs").rglob("*.md")))
+_PART = re.compile(r"<!-- begin: .*?<!-- end: ", re.DOTALL)
+_COMMAND = re.compile(r"`(airflow-ml [^`]+)`")
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^(#+) (.+)$", re.MULTILINE)
-_FENCE = re.compile(r"^```.*?^```$|^    [^\n]*$", re.DOTALL | re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Block:
+    """What stands between two fences of a page."""
+
+    page: str
+    line: int
+    """How many lines of the page stand above it, its fence not counted."""
+    language: str
+    text: str
+    made: bool
+    """Whether it stands in a part that scripts/docs_tables.py makes."""
+
+    @property
+    def where(self) -> str:
+        """Page and line, for messages."""
+        return f"{self.page}:{self.line + 1}"
 
 
 @dataclass(frozen=True)
@@ -31,20 +53,53 @@ class Page:
     def code(self) -> str:
         """All Python snippets, each in the line where it stands, so that an error names the line of the page."""
         lines = [""] * (self.text.count("\n") + 1)
-        for found in _SNIPPET.finditer(self.text):
-            start = self.text.count("\n", 0, found.start(1))
-            for number, line in enumerate(found[1].splitlines(), start):
-                lines[number] = line
+        for block in self.blocks:
+            if block.language == "python":
+                lines[block.line + 1 : block.line + 1 + block.text.count("\n")] = block.text.splitlines()
         return "\n".join(lines) + "\n"
+
+    @property
+    def blocks(self) -> list[Block]:
+        """All between fences, also of lists; directives of Sphinx left out."""
+        parts = [part.span() for part in _PART.finditer(self.text)]
+        made = [range(self.text.count("\n", 0, start), self.text.count("\n", 0, end)) for start, end in parts]
+        return [
+            Block(str(self), line, token.info, token.content, any(line in part for part in made))
+            for token, (line, _) in self._code
+            if token.type == "fence" and not token.info.startswith("{")
+        ]
+
+    @property
+    def indented(self) -> list[str]:
+        """What Markdown shows as code without a fence, so that nothing says what it is."""
+        return [token.content for token, _ in self._code if token.type == "code_block"]
+
+    @property
+    def prose(self) -> str:
+        """The page without code."""
+        lines = self.text.splitlines()
+        for _, (start, end) in self._code:
+            lines[start:end] = [""] * (end - start)
+        return "\n".join(lines) + "\n"
+
+    @property
+    def _code(self) -> list[tuple[Token, tuple[int, int]]]:
+        tokens = MarkdownIt("commonmark").parse(self.text)
+        return [(each, (each.map[0], each.map[1])) for each in tokens if each.type in {"fence", "code_block"} and each.map]
+
+    @property
+    def commands(self) -> list[str]:
+        """Commands of ours within the text."""
+        return _COMMAND.findall(self.prose)
 
     @property
     def links(self) -> list[str]:
         """Links to other files, and to headings."""
-        return [each for each in _LINK.findall(_FENCE.sub("", self.text)) if "://" not in each]
+        return [each for each in _LINK.findall(self.prose) if "://" not in each]
 
     @property
     def headings(self) -> list[str]:
-        return [title for _, title in _HEADING.findall(_FENCE.sub("", self.text))]
+        return [title for _, title in _HEADING.findall(self.prose)]
 
     @property
     def anchors(self) -> set[str]:

@@ -42,7 +42,8 @@ def runs(first_steps: Any, run_dag: Callable[..., Any], mlflow_api: MlflowApi) -
 def test_the_first_dag_runs_and_is_on_record_as_the_pages_say(runs: dict[str, Run], mlflow_api: MlflowApi) -> None:
     assert runs.keys() == {"parent", "measure", "train"}
     assert {status_of(runs[name]) for name in ("measure", "train")} == {"FINISHED"}
-    assert runs["train"]["data"]["metrics"][0]["value"] == pytest.approx(2.0)
+    metrics = {each["key"]: each["value"] for each in runs["train"]["data"]["metrics"]}
+    assert metrics == {"slope": pytest.approx(2.0), "trained_on.rows": 100}
 
     check_tags(tags_of(runs["parent"]).keys(), column=1)
     for name in ("measure", "train"):

@@ -19,7 +19,7 @@ from tests.step.pods import Pod, proxy
 FAILURES, STEP = page("docs/pod-failures.md"), page("docs/pod-step.md")
 BLOCK = re.compile(r"^```(py|sh)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 WRITTEN = re.compile(r"`((?:gpu|options)=(?:[0-9]+|(?:GpuRequest|PodOptions)\((?!\.\.\.)[^`]*\)))`")
-NAMED = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
+NAMED = re.compile(r"`(tests/[\w/]+\.py)::(?:Test\w+::)?(\w+)`")
 
 
 def programs(kind: str) -> list[str]:
@@ -90,7 +90,8 @@ def test_a_shell_without_python_does_it_with_lines_and_files(mlflow_api: MlflowA
 def test_every_variable_that_the_tests_on_a_cluster_read_is_on_the_page() -> None:
     read = {
         name
-        for file in (ROOT / "tests/cluster").rglob("*.py")
+        for folder in ("cluster", "deploy")
+        for file in (ROOT / "tests" / folder).rglob("*.py")
         for name in re.findall(r"environ(?:\.get\(|\[)\"(CLUSTER_\w+|KUBECONFIG)\"", file.read_text())
     }
     assert read == {row[0].strip("`") for row in FAILURES.rows("Variable")}

@@ -24,7 +24,7 @@ def docs_tables() -> ModuleType:
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(Page(path)))
 def test_a_page_is_what_the_generator_makes_of_it(docs_tables: ModuleType, path: object) -> None:
     found = Page(path).text  # type: ignore[arg-type]
-    assert found == docs_tables.render(found), "run: python scripts/docs_tables.py"
+    assert found == docs_tables.render(found), "run: .venv/bin/python scripts/docs_tables.py"
 
 
 def test_every_part_is_on_a_page(docs_tables: ModuleType) -> None:

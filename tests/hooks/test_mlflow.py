@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 
 from airflow_ml_provider.config import Settings
 from airflow_ml_provider.exceptions import ConfigError, RemoteNotFoundError, RemoteUnavailableError
-from airflow_ml_provider.hooks.mlflow import MlflowApi, MlflowHook, MlflowServer, server_url
+from airflow_ml_provider.hooks.mlflow import MlflowApi, MlflowHook, MlflowServer
+from airflow_ml_provider.hooks.mlflow_connection import read_server
 from tests.servers import MlflowProcess, free_port
 
 SECRET = "s3cret-passw0rd"
@@ -34,21 +36,21 @@ def connection(monkeypatch: pytest.MonkeyPatch, **fields: object) -> MlflowHook:
     ],
 )
 def test_the_address_is_built_from_the_fields(host: str, port: int | None, schema: str | None, url: str) -> None:
-    assert server_url("c", host, port, schema) == url
+    assert read_server("c", host=host, port=port, schema=schema).url == url
 
 
 @pytest.mark.parametrize(
     ("host", "words"),
     [
         (None, "has no host"),
-        ("ftp://x", "not http or https"),
+        ("ftp://x", "is not of http or https"),
         (f"http://me:{SECRET}@x", "holds credentials"),
         ("http://h:50OO", "is no URL"),
     ],
 )
 def test_an_unusable_address_is_refused_without_showing_a_password(host: str | None, words: str) -> None:
     with pytest.raises(ConfigError, match=words) as caught:
-        server_url("c", host, None, None)
+        read_server("c", host=host)
     assert SECRET not in str(caught.value)
 
 
@@ -57,8 +59,9 @@ def test_a_missing_connection_says_how_to_add_it() -> None:
         MlflowHook("nowhere").server()
 
 
-def test_the_test_button_names_the_version_of_a_server_that_answers(mlflow_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    works, message = connection(monkeypatch, host=mlflow_url).test_connection()
+@pytest.mark.usefixtures("mlflow_connection")
+def test_the_test_button_names_the_version_of_a_server_that_answers() -> None:
+    works, message = MlflowHook().test_connection()
     assert works, message
     assert message.startswith("MLflow 3.")
 
@@ -96,11 +99,11 @@ def test_what_does_not_exist_is_told_from_what_cannot_be_read(mlflow_api: Mlflow
         mlflow_api.post("runs/search", {"filter": "this is no filter"})
 
 
-def test_a_wrong_host_header_names_the_servers_option(mlflow_url: str) -> None:
-    port = mlflow_url.rpartition(":")[2]
-    with MlflowApi(MlflowServer("c", f"http://mlflow.example.com:{port}"), Settings(http_retries=0)) as api:
+def test_a_wrong_host_header_names_the_servers_option(mlflow_server: MlflowServer) -> None:
+    port = mlflow_server.url.rpartition(":")[2]
+    with MlflowApi(replace(mlflow_server, url=f"http://mlflow.example.com:{port}"), Settings(http_retries=0)) as api:
         api._http.headers["Host"] = f"mlflow.example.com:{port}"
-        api._http.base_url = mlflow_url  # that name resolves nowhere; what counts is the header
+        api._http.base_url = mlflow_server.url  # that name resolves nowhere; what counts is the header
         with pytest.raises(ConfigError, match=f"--allowed-hosts mlflow.example.com:{port}"):
             api.post("experiments/search", {"max_results": 1})
 
@@ -202,6 +205,34 @@ def test_a_refusal_is_not_repeated_and_names_the_remedy(scripted: Scripted, stat
     assert len(scripted.requests) == 1
 
 
+def test_a_model_that_is_missing_is_told_from_one_that_may_not_be_seen(scripted: Scripted) -> None:
+    denied, missing = (403, "Permission denied"), (404, '{"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "none"}')
+    scripted.answers = [denied, missing]
+    with pytest.raises(RemoteNotFoundError):
+        scripted.api().get("registered-models/alias", name="m", alias="champion")
+    for last in (denied, (200, "{}")):
+        scripted.answers = [denied, last]
+        with pytest.raises(ConfigError, match="lacks the permission"):
+            scripted.api().post("model-versions/create", {"name": "m", "source": "s3://b/k"})
+    assert [each.partition("mlflow/")[2] for each in scripted.requests[1::2]] == ["registered-models/get?name=m"] * 3
+
+
+@pytest.mark.parametrize(
+    "said", ["(psycopg2.errors.UniqueViolation) duplicate key", "(pymysql.err.IntegrityError) (1062, Duplicate entry)"]
+)
+def test_what_another_has_written_at_the_same_moment_is_sent_again(scripted: Scripted, said: str) -> None:
+    scripted.answers = [(400, json.dumps({"error_code": "BAD_REQUEST", "message": said})), (200, "{}")]
+    assert scripted.api(retries=1).post("runs/log-inputs", {}) == {}
+
+
+def test_a_model_that_may_not_be_made_is_not_called_missing(scripted: Scripted) -> None:
+    scripted.answers = [(403, "Permission denied")]
+    with pytest.raises(ConfigError, match="lacks the permission"):
+        scripted.api().post("registered-models/create", {"name": "m"})
+    assert len(scripted.requests) == 1
+
+
+@pytest.mark.full  # a server of its own; test_bad_input gets the same answer
 def test_a_wrong_password_on_a_real_server_is_told(tmp_path: Path) -> None:
     environment = {"MLFLOW_FLASK_SERVER_SECRET_KEY": "k" * 32, "MLFLOW_AUTH_ADMIN_PASSWORD": SECRET + "-admin"}
     config = tmp_path / "auth.ini"

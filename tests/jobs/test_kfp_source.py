@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from airflow_ml_provider.core.kfp_archive import MAX_BYTES
+from airflow_ml_provider.core.kfp_package import read_package
 from airflow_ml_provider.exceptions import ConfigError, RemoteNotFoundError, RemoteUnavailableError, UnauthorizedError
 from airflow_ml_provider.jobs import kfp_source
 from airflow_ml_provider.jobs.kfp_source import fetch_package, is_package, pipeline_and_version
@@ -107,13 +108,26 @@ class TestWhatIsAPackage:
         [
             "pipelines/churn.yaml", "churn.yml", "/abs/churn.json", "churn.zip", "churn.tar.gz", "churn.tgz", "CHURN.YAML", "churn.py",
             "https://host.example/churn", "s3://aws@bucket/churn", "file:///churn.yaml",
+            "pipelines/churn.py:churn", "/abs/churn.py:_churn2", "package.module:churn",
         ],
     )  # fmt: skip
     def test_files_and_addresses_are(self, text: str) -> None:
         assert is_package(text)
 
     @pytest.mark.parametrize(
-        "text", ["churn", "churn@v2", "team/churn", "churn.yaml@v1", "Bad Name/with:chars \u00e9", "yaml", ""]
+        "text",
+        [
+            "churn",
+            "churn@v2",
+            "team/churn",
+            "churn.yaml@v1",
+            "Bad Name/with:chars \u00e9",
+            "yaml",
+            "",
+            "churn:churn",
+            "a.b:c d",
+            "x.py:",
+        ],
     )
     def test_names_of_registered_pipelines_are_not(self, text: str) -> None:
         assert not is_package(text)
@@ -265,3 +279,44 @@ class TestObjectStorage:
     def test_a_scheme_without_a_provider_names_what_to_install(self, uri: str, package: str) -> None:
         with pytest.raises(ConfigError, match=rf"{uri} cannot be opened: .* Install {package}"):
             fetch_package(uri, relative_to=None)
+
+
+class TestFunctions:
+    """What is compiled on the way; what the compiler says is in tests/cli/test_kfp.py."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        text = (
+            "from kfp import dsl\n\n\n@dsl.component(base_image='python:3.11')\ndef add(a: int) -> int:\n    return a\n\n\n"
+            "@dsl.pipeline\ndef adds(a: int) -> int:\n    return add(a=a).output\n"
+        )
+        (tmp_path / "dags" / "team").mkdir(parents=True)
+        (tmp_path / "dags" / "team" / "pipelines.py").write_text(text)
+        (tmp_path / "dags" / "dag.py").touch()
+        return tmp_path / "dags"
+
+    @pytest.mark.parametrize("source", ["team/pipelines.py:adds", "team/pipelines.py", "team.pipelines:adds"])
+    def test_are_found_beside_the_dag_file_and_compiled(self, folder: Path, source: str) -> None:
+        compiled = read_package(fetch_package(source, relative_to=folder / "dag.py"), source=source)
+        assert (compiled.name, set(compiled.parameters)) == ("adds", {"a"})
+
+    @pytest.mark.parametrize(
+        ("source", "relative", "said"),
+        [
+            ("team/none.py:adds", True, "the pipeline file 'team/none.py' is not there (looked for "),
+            ("team/pipelines.py:adds", False, "is relative, and there is no DAG file to look beside"),
+            ("team.none:adds", True, "there is no module 'team.none' beside the DAG file"),
+            ("team.pipelines:subtracts", True, "has no 'subtracts'. Decorate it with @dsl.pipeline. Its pipelines are: adds."),
+            ("team.pipelines:dsl", True, "has no pipeline, but a plain 'dsl'. Decorate it with @dsl.pipeline."),
+        ],
+    )
+    def test_that_are_not_there_are_said(self, folder: Path, source: str, relative: bool, said: str) -> None:
+        with pytest.raises(ConfigError) as caught:
+            fetch_package(source, relative_to=folder if relative else None)
+        assert said in str(caught.value)
+
+    def test_a_python_file_at_an_address_is_refused_not_run(self, url: str) -> None:
+        source = f"{url}/churn.py"
+        assert fetch_package(source, relative_to=None) == CONTENT
+        with pytest.raises(ConfigError, match="is Python, not what was compiled from it"):
+            read_package(b"# a comment\nfrom kfp import dsl\n", source=source)

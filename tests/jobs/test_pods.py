@@ -221,6 +221,18 @@ def test_a_log_that_has_not_begun_is_empty_and_one_that_cannot_begin_is_an_error
     }
 
 
+def test_a_log_whose_second_is_more_than_a_reading_is_read_in_pieces(server: Answers, asked: PodJobs) -> None:
+    server.prepared = [(200, b"".join(b"2030-01-01T00:00:00.%09dZ %d\n" % (each, each) for each in range(20_000)))]
+    stuck = LogCursor(since="2030-01-01T00:00:00", limit_bytes=1, stuck=True)
+    lines, cursor = asked.read_lines("a", "base", stuck, complete=True)
+    assert lines == [str(each) for each in range(20_000)]
+    assert (cursor.taken, cursor.behind, cursor.stuck) == (20_000, False, False)
+    assert "limitBytes" not in server.asked[-1][2]
+    server.prepared = [(200, b"2030-01-01T00:00:00Z x\n")]
+    assert asked.read_lines("a", "base", LogCursor())[0] == ["x"]
+    assert "limitBytes" in server.asked[-1][2]
+
+
 def test_credentials_that_cannot_be_renewed_are_a_reason_to_wait(server: Answers, asked: PodJobs) -> None:
     def renew(_: object) -> None:
         raise OSError("no such program: get-token")

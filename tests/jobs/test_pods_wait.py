@@ -11,7 +11,7 @@ import pytest
 
 from airflow_ml_provider.core.pod_log import LogCursor
 from airflow_ml_provider.core.pods import PodWatch
-from airflow_ml_provider.jobs.pod_wait import PodWait, settle
+from airflow_ml_provider.jobs.pod_wait import PodWait, read_last_lines, settle
 from airflow_ml_provider.jobs.pods import PodJobs
 from airflow_ml_provider.models.pod import PodEnd, PodOutcome, PodSnapshot
 from tests.jobs.pods_cluster import Answers, busybox, cluster_pods, evict, on_cluster, status, until
@@ -146,6 +146,19 @@ class TestRealCluster:
         waiting(cluster, pod, lines).wait()
         assert lines == [str(each) for each in range(1, 100_001)]
 
+    def test_the_last_lines_of_an_init_container_that_failed_can_be_read(self, cluster: PodJobs, unique: str) -> None:
+        body = busybox("true", name=f"i{unique[-8:]}")
+        prepare = {"name": "prepare", "image": "localhost/base:1", "command": ["sh", "-c", "seq 1 300; echo no disk; exit 5"]}
+        body["spec"]["initContainers"] = [prepare]
+        lines: list[str] = []
+        told = waiting(cluster, cluster.create(body), []).wait()
+        read_last_lines(cluster, told, lambda line, container: lines.append(f"{container}: {line}"))
+        cluster.delete(told.pod, grace_s=0)
+        assert (told.end, told.init_container) == (PodEnd.FAILED, "prepare")
+        assert (lines[0], lines[-1], len(lines)) == ("prepare: 102", "prepare: no disk", 200)
+        read_last_lines(cluster, told.model_copy(update={"gone": True}), lambda *_: lines.clear())
+        assert lines
+
     def test_the_events_of_a_pod_confirm_its_success(self, cluster: PodJobs, make: Makes) -> None:
         pod = make("trap 'exit 0' TERM; while true; do sleep 0.1; done")
         until(lambda: (found := cluster.look(pod.name)) and found.phase == "Running")
@@ -226,6 +239,25 @@ def test_an_account_that_may_not_read_logs_is_told_once(scene: Scene, caplog: py
     assert len([each for each in scene.server.asked if each[1].endswith("/log")]) == 1
 
 
+def test_a_refusal_by_an_api_server_that_is_just_back_costs_no_line(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    from airflow_ml_provider.jobs import pod_wait
+
+    monkeypatch.setattr(pod_wait, "FOLLOW_AGAIN_S", 0.0)
+    roles = 'RBAC: role.rbac.authorization.k8s.io "airflow" not found'
+    scene.log = [status(503, "away"), status(403, roles), (200, LINE)]
+
+    def answer() -> Any:
+        looks = [each for each in scene.server.asked if not each[1].endswith("/log")]
+        logs = [each for each in scene.server.asked if each[1].endswith("/log")]
+        scene.pod = status(503, "away") if len(logs) < 2 else ENDED if len(looks) >= 4 and len(logs) >= 3 else RUNNING
+        return scene.answer()
+
+    scene.server.prepared = [answer]
+    lines: list[str] = []
+    assert scene.wait(lines).end is PodEnd.SUCCEEDED
+    assert lines == ["one"]
+
+
 def test_an_api_server_that_stays_away_ends_the_waiting_after_the_patience(scene: Scene) -> None:
     scene.pod, scene.log = (503, b""), [(503, b"")]
     told = scene.wait([], patience_s=1.0)
@@ -255,3 +287,59 @@ def test_a_log_that_ends_before_its_container_is_taken_up_again(scene: Scene, mo
     scene.server.prepared = [answer]
     assert scene.wait(lines).end is PodEnd.SUCCEEDED
     assert lines == ["one", "two", "three"]
+
+
+def making(server: Answers, events: Any) -> Any:
+    """Answer for a pod whose containers are being made for long, and for its events."""
+    waits = {"name": "base", "state": {"waiting": {"reason": "ContainerCreating"}}}
+    scheduled = {"type": "PodScheduled", "status": "True", "lastTransitionTime": "2024-01-01T00:00:00Z"}
+    meta = {"name": "a", "namespace": "n", "uid": "u", "labels": {"airflow-ml/managed": "true"}}
+    spec = {"nodeName": "node1"}
+    pod = {
+        "metadata": meta,
+        "spec": spec,
+        "status": {"phase": "Pending", "conditions": [scheduled], "containerStatuses": [waits]},
+    }
+
+    def answer() -> Any:
+        path = server.asked[-1][1]
+        if path.endswith("/events"):
+            return events
+        return 200, pod if path.endswith("/a") else {"items": [pod]}
+
+    server.prepared = [answer]
+    return pod
+
+
+NO_MOUNT = {
+    "reason": "FailedMount",
+    "type": "Warning",
+    "message": 'MountVolume.SetUp failed for volume "v" : secret "s" not found',
+}
+
+
+@pytest.mark.parametrize(
+    ("events", "end", "asked"),
+    [
+        ((200, {"items": [NO_MOUNT]}), PodEnd.CONFIG, 2),
+        ((200, {"items": []}), PodEnd.NOT_STARTED, 4),
+        (status(403, "events is forbidden"), PodEnd.NOT_STARTED, 1),
+        (status(503, "not now"), PodEnd.NOT_STARTED, 4),
+    ],
+)
+def test_a_pod_that_is_long_being_made_is_asked_for_its_events(events: Any, end: PodEnd, asked: int) -> None:
+    with Answers() as server:
+        pod, now = PodSnapshot.from_json(making(server, events)), [time.time()]
+        jobs = server.jobs()
+
+        def sleep(seconds: float) -> None:
+            now[0] += seconds
+
+        began = pod.conditions["PodScheduled"].at
+        assert began is not None
+        watch = PodWatch(now=now[0], startup_timeout_s=now[0] - began.timestamp() + 100)
+        told = PodWait(jobs, pod, watch, clock=lambda: now[0], sleep=sleep).wait()
+        jobs.close()
+    assert told.end is end
+    assert ('secret "s" not found' in told.message) is (end is PodEnd.CONFIG)
+    assert sum(each[1].endswith("/events") for each in server.asked) == asked

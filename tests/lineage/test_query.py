@@ -11,7 +11,7 @@ import pytest
 from airflow_ml_provider.exceptions import ConfigError, RemoteNotFoundError
 from airflow_ml_provider.hooks.mlflow import MlflowApi
 from airflow_ml_provider.lineage.query import trace
-from airflow_ml_provider.models.lineage import Lineage, ModelURI
+from airflow_ml_provider.models.lineage import Asked, Graph, Step
 from airflow_ml_provider.models.reference import ArtifactRef
 from airflow_ml_provider.tracking.runs import RunTree, now_ms
 from tests.lineage.nights import COMMIT, Night, outside
@@ -22,8 +22,12 @@ def night(mlflow_api: MlflowApi, tmp_path: Path, unique: str) -> Night:
     return Night(mlflow_api, tmp_path, unique)
 
 
-def names(found: Lineage) -> list[str]:
-    return [step.name for step in found.steps]
+def names(found: Graph) -> list[str]:
+    return [run.name for run in found.runs]
+
+
+def reads(found: Graph, run_id: str) -> list[str]:
+    return [edge.name for edge in found.into(f"run:{run_id}")]
 
 
 def model_id_of(model: ArtifactRef) -> str:
@@ -44,31 +48,31 @@ class TestTheWholeWay:
     def test_a_champion_leads_back_to_the_raw_data(self, night: Night, unique: str) -> None:
         model = night.whole(unique)
         found = trace(night.api, f"models:/{unique}@champion")
-        assert found.model_version is not None
-        assert (found.model_version.version, found.model_version.aliases) == ("1", ("champion",))
-        assert found.model is not None
-        assert (found.model.sha256, found.model.size) == (model.sha256, model.size)
+        (version,) = found.versions
+        assert found.start == (version.id,)
+        assert (version.version, version.aliases) == ("1", ("champion",))
+        (fit,) = found.models
+        assert (fit.sha256, fit.size) == (model.sha256, model.size)
+        assert [edge.source for edge in found.into(version.id)] == [fit.id]
         assert names(found) == ["train", "features", "validate"]
-        assert [each.name for each in found.steps[1].datasets] == ["flights", "weather"]
+        assert reads(found, night.runs["features"]) == ["flights", "weather"]
         assert found.gaps == ()
 
     def test_a_step_says_what_it_was_and_where_its_log_is(self, night: Night) -> None:
         model = night.whole()
-        train, features, validate = trace(night.api, model.uri).steps
-        assert (train.dag_id, train.dag_run_id, train.task_id, train.try_number) == (
-            night.dag_id,
-            night.run_id,
-            "train",
-            1,
-        )
+        found = trace(night.api, model.uri)
+        train, features, validate = found.runs
+        step = Step(dag_id=night.dag_id, dag_run_id=night.run_id, task_id="train", try_number=1)
+        assert train.step == step
+        assert {edge.step for edge in (*found.into(train.id), *found.out_of(train.id))} == {step}
         assert (train.params, train.metrics, train.git_commit) == ({"max_iter": "300"}, {"loss": 0.25}, COMMIT)
         assert train.log_url is not None
         assert "/tasks/train" in train.log_url
         assert train.started is not None
         assert train.ended is not None
-        table = train.datasets[0]
-        assert (table.name, table.run_id, len(table.sha256 or "")) == ("table", features.run_id, 64)
-        assert (validate.params, validate.datasets) == ({"day": "2013-12-30"}, ())
+        (table,) = [each for each in found.datasets if each.run_id == features.run_id]
+        assert (table.name, len(table.sha256 or "")) == ("table", 64)
+        assert (validate.params, found.into(validate.id)) == ({"day": "2013-12-30"}, [])
 
     @pytest.mark.parametrize("form", ["models:/{name}/1", "{file}", "models:/{model_id}", "runs:/{train}/model", "runs:/{train}"])
     def test_every_form_of_uri_finds_the_same_steps(self, night: Night, unique: str, form: str) -> None:
@@ -81,25 +85,28 @@ class TestTheWholeWay:
         night.whole()
         second = Night(night.api, night.folder, night.dag_id, "manual__2013-12-30")
         model = second.whole()
-        assert {step.dag_run_id for step in trace(night.api, model.uri).steps} == {second.run_id}
+        assert {run.step.dag_run_id for run in trace(night.api, model.uri).runs if run.step} == {second.run_id}
 
     def test_a_model_that_was_tuned_further_leads_to_the_one_before_it(self, night: Night) -> None:
         base = night.whole()
         tuned = night.step("tune", [base, outside("more")], {"model": "Model"})["model"]
         found = trace(night.api, tuned.uri)
         assert names(found) == ["tune", "train", "features", "validate"]
-        assert [each.model_id for each in found.models] == [model_id_of(base)] == list(found.steps[0].models)
+        assert [each.model_id for each in found.models] == [model_id_of(tuned), model_id_of(base)]
+        assert f"model:{model_id_of(base)}" in [edge.source for edge in found.into(found.runs[0].id)]
 
     def test_data_from_outside_ends_the_way(self, night: Night) -> None:
         model = night.step("train", [outside()], {"model": "Model"})["model"]
-        (train,) = trace(night.api, model.uri).steps
-        assert (train.datasets[0].uri, train.datasets[0].run_id) == ("s3://bucket/raw.csv", None)
+        found = trace(night.api, model.uri)
+        assert names(found) == ["train"]
+        assert [(each.uri, each.run_id) for each in found.datasets] == [("s3://bucket/raw.csv", None)]
 
     def test_not_a_number_is_a_metric_like_others(self, night: Night) -> None:
         model = night.step("train", makes={"model": "Model"}, metrics={"auc": float("nan")})["model"]
         found = trace(night.api, model.uri)
-        assert str(found.steps[0].metrics["auc"]) == "nan"
-        assert json.loads(found.model_dump_json())["steps"][0]["metrics"] == {"auc": "NaN"}
+        assert str(found.runs[0].metrics["auc"]) == "nan"
+        written = json.loads(found.model_dump_json())
+        assert [node["metrics"] for node in written["nodes"] if node["kind"] == "run"] == [{"auc": "NaN"}]
 
 
 class TestWaysThatDoNotEndWell:
@@ -114,20 +121,20 @@ class TestWaysThatDoNotEndWell:
         model = night.step("train", makes={"model": "Model"})["model"]
         log_inputs(night.api, night.runs["train"], [], [model_id_of(model)])
         found = trace(night.api, model.uri)
-        assert (names(found), found.models) == (["train"], ())
+        assert (names(found), len(found.models)) == (["train"], 1)
 
     def test_a_long_way_is_cut_and_says_how_to_go_on(self, night: Night) -> None:
         model = night.whole()
         found = trace(night.api, model.uri, depth_limit=2)
         assert names(found) == ["train", "features"]
-        assert [gap.id for gap in found.gaps] == [night.runs["validate"]]
+        assert [gap.id for gap in found.gaps] == [f"run:{night.runs['validate']}"]
         assert f"airflow-ml lineage runs:/{night.runs['validate']}" in found.gaps[0].reason
 
     def test_a_run_in_the_bin_is_shown_as_deleted_and_the_way_goes_on(self, night: Night) -> None:
         model = night.whole()
         night.api.post("runs/delete", {"run_id": night.runs["features"]})
         found = trace(night.api, model.uri)
-        assert [(step.name, step.deleted) for step in found.steps] == [
+        assert [(run.name, run.deleted) for run in found.runs] == [
             ("train", False),
             ("features", True),
             ("validate", False),
@@ -139,16 +146,16 @@ class TestWaysThatDoNotEndWell:
         log_inputs(night.api, night.runs["train"], [dataset_from("table", gone)])
         found = trace(night.api, model.uri)
         assert names(found) == ["train"]
-        assert [gap.id for gap in found.gaps] == [gone]
+        assert [gap.id for gap in found.gaps] == [f"run:{gone}"]
         assert "deleted" in found.gaps[0].reason
 
     def test_a_version_whose_model_was_deleted_still_leads_to_its_run(self, night: Night, unique: str) -> None:
         model = night.whole(unique)
         night.api.delete(f"logged-models/{model_id_of(model)}", {})
         found = trace(night.api, f"models:/{unique}/1")
-        assert found.model is None
+        assert found.models == []
         assert names(found) == ["train", "features", "validate"]
-        assert [gap.id for gap in found.gaps] == [model_id_of(model)]
+        assert [gap.id for gap in found.gaps] == [f"model:{model_id_of(model)}"]
 
 
 class TestWhatOthersMade:
@@ -156,8 +163,8 @@ class TestWhatOthersMade:
         experiment = RunTree(night.api).experiment_id(night.dag_id)
         made = night.api.post("logged-models", {"experiment_id": experiment, "name": "theirs"})["model"]["info"]
         found = trace(night.api, f"models:/{made['model_id']}")
-        assert found.model is not None
-        assert (found.model.name, found.model.sha256, found.run_id, found.steps) == ("theirs", None, None, ())
+        (model,) = found.models
+        assert (model.name, model.sha256, model.run_id, found.runs) == ("theirs", None, None, [])
 
     def test_a_run_that_airflow_knows_nothing_of_is_a_step_too(self, night: Night) -> None:
         experiment = RunTree(night.api).experiment_id(night.dag_id)
@@ -166,9 +173,10 @@ class TestWhatOthersMade:
         foreign = {"name": "d", "digest": "1", "source_type": "local", "source": '{"uri": "/data/d.csv"}'}
         odd = {"name": "e", "digest": "2", "source_type": "code", "source": "not json"}
         log_inputs(night.api, run_id, [{"tags": [], "dataset": foreign}, {"tags": [], "dataset": odd}])
-        (step,) = trace(night.api, f"runs:/{run_id}/model").steps
-        assert (step.name, step.dag_id, step.log_url, step.map_index) == ("notebook", None, None, None)
-        read = {each.name: (each.uri, each.sha256, each.run_id) for each in step.datasets}
+        found = trace(night.api, f"runs:/{run_id}/model")
+        (run,) = found.runs
+        assert (run.name, run.step, run.log_url) == ("notebook", None, None)
+        read = {each.name: (each.uri, each.sha256, each.run_id) for each in found.datasets}
         assert read == {"d": ("/data/d.csv", None, None), "e": (None, None, None)}
 
     def test_a_version_registered_from_elsewhere_leads_to_the_run_that_it_names(self, night: Night, unique: str) -> None:
@@ -177,7 +185,7 @@ class TestWhatOthersMade:
         body = {"name": unique, "source": "s3://bucket/model", "run_id": night.runs["train"]}
         night.api.post("model-versions/create", body)
         found = trace(night.api, f"models:/{unique}/1")
-        assert (found.model, names(found)) == (None, ["train", "features", "validate"])
+        assert (found.models, names(found)) == ([], ["train", "features", "validate"])
 
 
 class TestWhatDoesNotExist:
@@ -196,7 +204,15 @@ class TestWhatDoesNotExist:
         with pytest.raises(RemoteNotFoundError, match=f"there is no .*{'0' * 32}"):
             trace(mlflow_api, uri)
 
-    @pytest.mark.parametrize("uri", ["", "flights", "models:/flights", "models:/flights/latest", "s3://bucket/model", "runs:/1"])
+    @pytest.mark.parametrize(
+        "uri", ["", "flights", "models:/flights", "models:/flights/latest", "abcdef", "runs:/1", "relative/f"]
+    )
     def test_another_form_is_refused_with_the_known_ones(self, uri: str) -> None:
         with pytest.raises(ConfigError, match="models:/<name>@<alias>"):
-            ModelURI.parse(uri)
+            Asked.parse(uri)
+
+    def test_data_that_nobody_has_read_is_not_found_and_it_is_said_which_is(self, mlflow_api: MlflowApi) -> None:
+        with pytest.raises(
+            RemoteNotFoundError, match=r"has read s3://nobody/x\. .*the URI has to be that which the step was given"
+        ):
+            trace(mlflow_api, "s3://nobody/x", direction="down")

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,13 +20,14 @@ from airflow.sdk import dag, task
 
 from airflow_ml_provider import Metrics, Output, ml_task
 from airflow_ml_provider.exceptions import RemoteNotFoundError
-from airflow_ml_provider.hooks.mlflow import MlflowApi
+from airflow_ml_provider.hooks.mlflow import MlflowApi, MlflowServer
 from airflow_ml_provider.listeners import runs
 from airflow_ml_provider.listeners.runs import Sweeper
 from airflow_ml_provider.models.run import Attempt, DagRunIdentity, OpenRun, StepIdentity
 from airflow_ml_provider.operators.step import MLStepOperator
 from airflow_ml_provider.tracking.reconcile import DELETED
 from airflow_ml_provider.tracking.runs import RunTree, run_id_of, status_of, tags_of
+from tests.servers import connection
 
 START = pendulum.datetime(2024, 1, 1)
 LIMIT_S = 30
@@ -69,10 +71,10 @@ def _pump(source: socket.socket, sink: socket.socket) -> None:
 
 
 @pytest.fixture
-def line(mlflow_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
+def line(mlflow_server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
     """The connection ``mlflow_default``, over a line that hangs until ``line.open.set()``."""
-    made = Line(mlflow_url)
-    monkeypatch.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", f'{{"conn_type": "mlflow", "host": "{made.url}"}}')
+    made = Line(mlflow_server.url)
+    monkeypatch.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", connection(replace(mlflow_server, url=made.url)))
     monkeypatch.setenv("AIRFLOW__ML__HTTP_TIMEOUT_S", "1")
     yield made
     made.open.set()
@@ -245,9 +247,11 @@ def score(n: int, metrics: Output[Metrics]) -> None:
     metrics.log_metric("n", n)
 
 
-def _serialized(build: Callable[[], Any]) -> Any:
-    from airflow.serialization.serialized_objects import DagSerialization
+def _serialized(build: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> Any:
+    from tests.airflow_releases import DagSerialization
 
+    # Of the whole process: where a task was cleared, or a scheduler runs, Airflow leaves the links out.
+    monkeypatch.setattr(DagSerialization, "_load_operator_extra_links", True)
     made = dag(dag_id="example", schedule=None, start_date=START)(build)()
     return DagSerialization.from_dict(DagSerialization.to_dict(made))
 
@@ -269,8 +273,10 @@ def _subclassed() -> None:
 
 
 @pytest.mark.parametrize(("build", "ours"), [(_foreign, False), (_decorated, True), (_mapped, True), (_subclassed, True)])
-def test_a_dag_without_our_steps_costs_no_request(collected: Collected, build: Callable[[], Any], ours: bool) -> None:
-    serialized = _serialized(build)
+def test_a_dag_without_our_steps_costs_no_request(
+    collected: Collected, monkeypatch: pytest.MonkeyPatch, build: Callable[[], Any], ours: bool
+) -> None:
+    serialized = _serialized(build, monkeypatch)
     runs.on_dag_run_failed(dag_run=SimpleNamespace(dag_id="example", run_id="one", dag=serialized))
     (operator,) = serialized.tasks
     runs.on_task_instance_failed(task_instance=SimpleNamespace(dag_id="example", run_id="two", task=operator))
@@ -316,9 +322,9 @@ def test_without_the_connection_nothing_happens_and_nothing_is_said(
 
 
 def test_what_mlflow_refuses_is_said_once_and_left(
-    ended: Ended, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, mlflow_url: str
+    ended: Ended, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, mlflow_server: MlflowServer
 ) -> None:
-    monkeypatch.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", f'{{"conn_type": "mlflow", "host": "{mlflow_url}/not/there"}}')
+    monkeypatch.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", connection(replace(mlflow_server, url=f"{mlflow_server.url}/not/there")))
     with caplog.at_level(logging.WARNING):
         assert runs.settle(ended.dag_id, ended.run_id)
     assert "are left as they are" in caplog.text

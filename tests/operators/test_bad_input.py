@@ -12,26 +12,27 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
 import pendulum
 import pytest
+from airflow.providers.common.compat.sdk import redact
 from airflow.sdk import dag, task
 from airflow.sdk.log import mask_secret
 from airflow.utils.session import create_session
 from sqlalchemy import text
 
 from airflow_ml_provider import Artifact, Dataset, Input, Metrics, Model, Output, ml_task
-from airflow_ml_provider._compat import redact
 from airflow_ml_provider.exceptions import ArtifactError, RemoteUnavailableError
 from airflow_ml_provider.hooks.mlflow import MlflowApi, MlflowServer
 from airflow_ml_provider.models.run import Attempt, StepIdentity
 from airflow_ml_provider.tracking.places import ObjectStoragePlace, ProxyPlace
 from airflow_ml_provider.tracking.runs import Run, RunTree, status_of, tags_of
-from tests.servers import MlflowProcess, free_port
+from tests import mlflow_forms
+from tests.servers import MlflowProcess, connection, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 START = pendulum.datetime(2024, 1, 1)
@@ -109,7 +110,7 @@ def read_model(model: Input[Model]) -> str:
 
 
 class TestTheStore:
-    def test_what_was_changed_in_it_is_refused(self, night: Any, mlflow_url: str) -> None:
+    def test_what_was_changed_in_it_is_refused(self, night: Any, mlflow_server: MlflowServer) -> None:
         @ml_task
         def make(
             table: Output[Dataset], gone: Output[Dataset], folder: Output[Artifact], model: Output[Model], meta: Output[Dataset]
@@ -123,14 +124,14 @@ class TestTheStore:
 
         @task
         def alter(made: dict[str, Any]) -> None:
-            with MlflowApi(MlflowServer("c", mlflow_url)) as api:
+            with MlflowApi(mlflow_server) as api:
                 of_run = api.get("runs/get", run_id=made["run_id"])["run"]["info"]["artifact_uri"].partition(":/")[2]
                 model_id = made["outputs"]["model"]["uri"].removeprefix("models:/").split("/")[0]
                 of_model = api.get(f"logged-models/{model_id}")["model"]["info"]["artifact_uri"].partition(":/")[2]
                 for path in (f"{of_run}/try-1/table", f"{of_run}/try-1/folder/c", f"{of_model}/model"):
                     api.upload(path, [b"evil"], 4)
                 api.upload(f"{of_run}/try-1/meta.metadata.json", [b"{not json"], 9)
-            httpx.delete(f"{mlflow_url}/api/2.0/mlflow-artifacts/artifacts/{of_run}/try-1/gone").raise_for_status()
+                api.delete_files(f"{of_run}/try-1/gone")
 
         @ml_task
         def read_folder(folder: Input[Artifact]) -> None:
@@ -256,8 +257,9 @@ def run_of(ti: Any) -> str:
 class Line:
     """The only way to the shared MLflow server; cut, and the server is away."""
 
-    def __init__(self, url: str) -> None:
-        self.target = (urlsplit(url).hostname, urlsplit(url).port)
+    def __init__(self, mlflow: MlflowServer) -> None:
+        self.mlflow = mlflow
+        self.target = (urlsplit(mlflow.url).hostname, urlsplit(mlflow.url).port)
         self.port = free_port()
         self.open = True
         self.server = socket.create_server(("127.0.0.1", self.port))
@@ -266,7 +268,7 @@ class Line:
 
     @property
     def connection(self) -> str:
-        return json.dumps({"conn_type": "mlflow", "host": f"http://127.0.0.1:{self.port}"})
+        return connection(replace(self.mlflow, url=f"http://127.0.0.1:{self.port}"))
 
     def cut(self, back_after_s: float | None = None) -> None:
         self.open = False
@@ -304,8 +306,8 @@ class Line:
 
 
 @pytest.fixture
-def line(mlflow_url: str, mlflow_connection: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
-    made = Line(mlflow_url)
+def line(mlflow_server: MlflowServer, mlflow_connection: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
+    made = Line(mlflow_server)
     monkeypatch.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", made.connection)
     monkeypatch.setenv("AIRFLOW__ML__HTTP_RETRIES", "0")
     yield made
@@ -319,7 +321,7 @@ def spools(tmp_path: Path) -> dict[str, str]:
 
 
 class TestASpoolThatCannotBeWritten:
-    @pytest.mark.parametrize("kind", ["no folder", "no provider", "full"])
+    @pytest.mark.parametrize("kind", [pytest.param("no folder", marks=pytest.mark.full), "no provider", "full"])
     def test_does_not_end_the_waiting_and_is_named_when_it_was_in_vain(
         self, kind: str, night: Any, line: Line, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
@@ -338,7 +340,7 @@ class TestASpoolThatCannotBeWritten:
         def waits(table: Output[Dataset], metrics: Output[Metrics], ti: Any = None) -> None:
             fill(ti)
             Path(table.path).write_text("x")
-            line.cut(back_after_s=2)
+            line.cut(back_after_s=1)
             metrics.log_metric("auc", 0.7)
 
         @ml_task
@@ -551,11 +553,13 @@ class TestAStepThatFails:
         assert "apache-airflow-providers-amazon[s3fs]" in ran.said("no_store")
         assert [ran.metrics(name) for name in ("unspeakable", "leaves", "no_store")] == [{"kept": 1.0}] * 3
 
-    def test_does_not_close_the_run_of_the_try_that_has_taken_over(self, night: Any, unique: str, mlflow_url: str) -> None:
+    def test_does_not_close_the_run_of_the_try_that_has_taken_over(
+        self, night: Any, unique: str, mlflow_server: MlflowServer
+    ) -> None:
         @ml_task
         def train(table: Output[Dataset], ti: Any = None) -> None:
             identity = StepIdentity(dag_id=ti.dag_id, run_id=ti.run_id, task_id=ti.task_id)
-            with MlflowApi(MlflowServer("c", mlflow_url)) as api:  # what a second try does when it starts
+            with MlflowApi(mlflow_server) as api:  # what a second try does when it starts
                 RunTree(api).open(unique, Attempt(identity=identity, try_number=2, ti_id="the-other"))
             table.path += " #1.csv"  # refused before anybody looks whose turn it is
             Path(table.path).write_text("late")
@@ -576,16 +580,7 @@ ADMIN, OTHER, KEY, CONF, DEEP, WRONG = (
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowProcess]:
     """A real MLflow server that asks for a login."""
     folder = tmp_path_factory.mktemp("guarded")
-    config = folder / "auth.ini"
-    config.write_text(
-        f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{folder}/auth.db\nadmin_username = admin\n"
-        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
-    )
-    environment = {
-        "MLFLOW_FLASK_SERVER_SECRET_KEY": "k" * 32,
-        "MLFLOW_AUTH_ADMIN_PASSWORD": ADMIN,
-        "MLFLOW_AUTH_CONFIG_PATH": str(config),
-    }
+    environment = mlflow_forms.auth_environment(folder, ADMIN)
     with MlflowProcess(folder, options=("--app-name", "basic-auth"), environment=environment) as server:
         yield server
 

@@ -11,13 +11,12 @@ from airflow.sdk import DAG, BaseOperator
 from airflow.sdk.definitions.xcom_arg import XComArg
 from kubernetes.client import models as k8s
 
-from airflow_ml_provider import Dataset, Input, Model, Output, ml_task
+from airflow_ml_provider import Dataset, Input, Model, Output, ml_pod_task, ml_task
 from airflow_ml_provider.exceptions import ConfigError
 from airflow_ml_provider.models.pod_options import PodOptions
 from airflow_ml_provider.models.resources import GpuRequest, PodPlacement
 from airflow_ml_provider.operators.pod import MLPodOperator
 from airflow_ml_provider.operators.pod_build import build_pod
-from airflow_ml_provider.operators.pod_retry_policy import PodRetryPolicy
 from airflow_ml_provider.operators.references import StepReference
 
 START = pendulum.datetime(2024, 1, 1)
@@ -72,10 +71,14 @@ class TestWired:
     def test_what_airflow_says_of_all_tasks_holds_for_it(self) -> None:
         train = operator(retries=2, execution_timeout=timedelta(hours=1))
         assert (train.namespace, train.retries, train.do_xcom_push) == ("ml", 2, True)
-        assert isinstance(train.retry_policy, PodRetryPolicy)
         assert operator("quiet", do_xcom_push=False).do_xcom_push is False
 
+    @pytest.mark.airflow("3.3")
     def test_a_retry_policy_of_the_users_is_told_from_ours(self) -> None:
+        from airflow_ml_provider.operators.pod_retry_policy import PodRetryPolicy
+
+        assert isinstance(operator().retry_policy, PodRetryPolicy)
+
         class Mine(PodRetryPolicy): ...
 
         assert [operator(f"t{number}", **each).own_policy for number, each in enumerate(({}, {"retry_policy": None}))] == [
@@ -138,6 +141,12 @@ class TestRefusedWhenTheDagIsParsed:
             ({"name": "mine"}, "the pod's name is derived"),
             ({"durable": False}, "always found again"),
             ({"log_pod_spec_on_failure": True}, "secrets among them"),
+            ({"container_logs": True}, "container_logs=True cannot be given: the log of the task"),
+            ({"container_logs": ["base", "proxy"]}, "is the main container's alone"),
+            ({"init_container_logs": ["prepare"]}, "its last lines come into the task's log when it fails"),
+            ({"log_events_on_startup": False}, "what a pod waits for is in the log"),
+            ({"startup_check_interval_seconds": 30}, "poll_interval"),
+            ({"base_container_status_polling_interval": 9}, "poll_interval"),
             ({"base_container_name": "main"}, "the main container is named 'base'"),
             ({"options": {"spot": True}}, r"options={'spot': True} is a dict\. Give options=PodOptions"),
             ({"options": PodPlacement(spot=True)}, r"is a PodPlacement\. Give options=PodOptions"),
@@ -148,6 +157,16 @@ class TestRefusedWhenTheDagIsParsed:
                 "restartPolicy='Always' of container 'base'",
             ),
             ({"options": {}}, "Give options=PodOptions"),
+            ({"env_vars": {"EPOCHS": 10}}, "environment variable EPOCHS is int 10. The environment holds texts: give '10'"),
+            ({"env_vars": [{"name": "EPOCHS", "value": 10}]}, "environment variable EPOCHS is int 10"),
+            ({"options": PodOptions(sidecar="Bad Image")}, r"options\.sidecar='Bad Image' is not the name of an image"),
+            (
+                {"pod_template_dict": {"spec": {"containers": [{"name": "base", "image": "Bad"}]}}},
+                "image of container 'base'='Bad'",
+            ),
+            ({"cmds": "python3 -c 1"}, "cmds='python3 -c 1' is one text"),
+            ({"poll_interval": 0}, "poll_interval=0 is no time between two looks"),
+            ({"poll_interval": -1}, "poll_interval=-1 is no time"),
         ],
     )
     def test_what_could_never_work(self, arguments: dict[str, Any], message: str) -> None:
@@ -157,6 +176,46 @@ class TestRefusedWhenTheDagIsParsed:
     def test_a_template_is_left_to_the_run(self) -> None:
         made = operator(image="{{ var.value.image }}", inputs={"table": "{{ params.table }}"}, parameters={"day": "{{ ds }}"})
         assert {"image", "inputs", "parameters"} <= set(made.template_fields)
+
+    @pytest.mark.parametrize("argument", ["image", "env_vars", "node_selector", "labels", "container_resources"])
+    def test_what_another_task_returns_is_left_to_the_run(self, argument: str) -> None:
+        other = BaseOperator(task_id="other")
+        made = operator(**{argument: XComArg(other)})
+        if argument in made.template_fields:
+            assert made.upstream_task_ids == {"other"}
+
+    def test_what_holds_a_reference_is_left_to_the_run(self) -> None:
+        other = XComArg(BaseOperator(task_id="other"))
+        resources = k8s.V1ResourceRequirements(limits={"memory": other})
+        operator("a", labels={"team": other}, node_selector={"zone": other}, container_resources=resources, memory_gib=2)
+        operator("b", env_vars={"A": other, "B": "1"}, cmds=["run", other])
+        operator("c", env_vars=[k8s.V1EnvVar(name="A", value=other), {"name": "B", "value": "{{ ds }}"}])
+        operator("d", env_vars="{{ params.env }}", node_selector="{{ params.zone }}")
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"gpu": -1}, "GpuRequest: count=-1"),
+            ({"image": "BAD IMAGE"}, "it has a blank in it"),
+            ({"options": {}}, "Give options=PodOptions"),
+            ({"name": "mine"}, "the pod's name is derived"),
+            ({"outputs": {"model": dict}}, "is no artifact type"),
+        ],
+    )
+    def test_what_a_mapped_operator_says_of_all_instances(self, arguments: dict[str, Any], message: str) -> None:
+        with pytest.raises(ConfigError, match=message):
+            MLPodOperator.partial(task_id="train", **{"image": "a:1", "cmds": ["a"], **arguments})
+        if "outputs" not in arguments:
+            with pytest.raises(ConfigError, match=message):
+                ml_pod_task(**{"image": "a:1", **arguments})
+
+    def test_an_output_that_a_mapped_operator_does_not_have(self) -> None:
+        mapped = MLPodOperator.partial(task_id="many", image="a:1", cmds=["a"], outputs={"model": Model}).expand(
+            parameters=[{"a": 1}, {"a": 2}]
+        )
+        assert operator("one", inputs={"models": mapped.output["model"]}).signature.inputs["models"].many
+        with pytest.raises(ConfigError, match="step 'many' has no output 'modle'"):
+            operator("other", inputs={"models": mapped.output["modle"]})
 
     def test_an_airflow_reference_is_looked_at_when_it_runs(self) -> None:
         other = BaseOperator(task_id="other")

@@ -5,8 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.sdk.definitions.retry_policy import RetryAction
-from airflow.sdk.exceptions import AirflowFailException, AirflowTaskTimeout
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowTaskTimeout
 
 from airflow_ml_provider.core.pod_events import PodEvent
 from airflow_ml_provider.exceptions import (
@@ -29,7 +28,6 @@ from airflow_ml_provider.models.pod_options import PodOptions
 from airflow_ml_provider.models.pod_step import StepManifest, StepMessage, StepWritten
 from airflow_ml_provider.operators.pod_end import PodFailException, in_time, is_final, parting, raise_failure
 from airflow_ml_provider.operators.pod_retry import retry_delay
-from airflow_ml_provider.operators.pod_retry_policy import PodRetryPolicy
 from airflow_ml_provider.operators.pod_verdict import AFTERWARDS, Verdict, completed, judge
 from airflow_ml_provider.tracking.pod_record import PlannedOutput, StepPlan
 
@@ -103,6 +101,10 @@ class TestWhatTheManifestAdds:
     def test_one_that_was_told_to_stop_was_deleted(self) -> None:
         assert completed(ended(PodEnd.PREEMPTED, gone=True), told("terminated")).end is PodEnd.PREEMPTED
 
+    def test_what_ran_beside_a_program_does_not_know_whether_it_failed(self) -> None:
+        found = completed(ended(PodEnd.EVICTED, gone=True), told("output", error="closed"), beside=True)
+        assert (found.end, found.exit_code) == (PodEnd.EVICTED, None)
+
     def test_the_termination_message_counts_more(self) -> None:
         said = StepMessage(try_number=1, state="terminated", exit_code=143)
         outcome = ended(PodEnd.DELETED, told=said)
@@ -124,7 +126,7 @@ class Events:
 
 def failure(outcome: PodOutcome, verdict: Verdict | None = None, events: Any = (), **fields: Any) -> BaseException:
     given: dict[str, Any] = {"image": "trainer:1", "memory_on_oom": None, "memory_limit_gib": None, **fields}
-    plan = PLAN.model_copy(update={"memory_gib": given.pop("memory_gib", None)})
+    plan = given.pop("plan", PLAN).model_copy(update={"memory_gib": given.pop("memory_gib", None)})
     with pytest.raises((PodError, PodFailException, ArtifactError)) as raised:
         raise_failure(outcome, plan, verdict or Verdict(False), Events(events), **given)  # type: ignore[arg-type]
     return raised.value
@@ -168,7 +170,8 @@ class TestTheError:
         assert (f"Exit code {code} is not tried again, unless options.retry_exit_codes has it." in str(error)) is not again
         if isinstance(error, PodFailedError):
             assert error.curable
-            assert PodRetryPolicy().evaluate(error, 1, 3).action is RetryAction.DEFAULT
+            assert retry_delay(error) is None
+            assert not is_final(error)
 
     @pytest.mark.parametrize(("state", "code"), [("output", 66), ("input", 65)])
     def test_an_artifact_that_the_step_has_missed_is_an_error_of_its_own(self, state: Any, code: int) -> None:
@@ -197,6 +200,15 @@ class TestTheError:
         assert "FailedMount: secret nope not found" in str(failure(ended(PodEnd.NOT_STARTED), events=[event]))
         assert "FailedMount" not in str(failure(ended(PodEnd.FAILED), events=[event]))
 
+    def test_events_are_told_of_every_failure_where_they_are_asked_for(self) -> None:
+        event = PodEvent(reason="Unhealthy", message="Liveness probe failed", warning=True)
+        assert "Unhealthy: Liveness probe failed" in str(failure(ended(PodEnd.FAILED), events=[event], all_events=True))
+
+    @pytest.mark.parametrize(("beside", "told"), [(False, True), (True, False)])
+    def test_a_half_that_never_began_is_told(self, beside: bool, told: bool) -> None:
+        plan = PLAN.model_copy(update={"beside": beside})
+        assert ("No module named airflow_ml_step" in str(failure(ended(PodEnd.FAILED, exit_code=1), plan=plan))) is told
+
     def test_events_that_cannot_be_read_change_nothing(self) -> None:
         assert "it ended" in str(failure(ended(PodEnd.NOT_STARTED), events=RemoteUnavailableError("away")))
 
@@ -208,6 +220,21 @@ class TestTheError:
         assert "output 'table' (Dataset) was never written: there is nothing at $AIRFLOW_ML_OUTPUT_TABLE. Write it" in str(error)
         assert "do not declare it" in str(error)
         assert type(failure(outcome, Verdict(False, ("table",)), own_policy=True)) is ArtifactError
+
+    def test_an_output_that_a_sidecar_could_not_read_is_told_with_its_remedy(self) -> None:
+        said = StepMessage(try_number=1, state="output", exit_code=66, error="output 'table': it cannot be read.", manifest=True)
+        outcome = ended(PodEnd.FAILED, exit_code=0, told=said, told_beside=True)
+        error = failure(outcome, Verdict(False, ("table",)))
+        assert type(error.__cause__) is ArtifactError
+        assert "output 'table': it cannot be read." in str(error)
+
+    def test_a_program_that_failed_is_told_before_an_output_that_it_left_unreadable(self) -> None:
+        said = StepMessage(try_number=1, state="output", exit_code=66, error="output 'table': it cannot be read.", manifest=True)
+        outcome = ended(PodEnd.FAILED, exit_code=3, told=said, told_beside=True)
+        error = failure(outcome, Verdict(False, ("table",)))
+        assert type(error.__cause__) is PodFailedError
+        assert "it cannot be read" not in str(error)
+        assert type(failure(outcome, Verdict(False, ("table",)), retry_exit_codes=(3,))) is PodFailedError
 
     @pytest.mark.parametrize("missing", [(), ("table",)])
     def test_an_end_without_a_manifest_is_told_and_tried_again(self, missing: tuple[str, ...]) -> None:
@@ -267,14 +294,27 @@ class TestTheRetry:
     )
     def test_it_comes_at_once_or_after_a_while_or_as_the_task_says(self, error: Exception, delay: timedelta | None) -> None:
         assert retry_delay(error) == delay
+
+    @pytest.mark.airflow("3.3")
+    @pytest.mark.parametrize(
+        ("error", "action"),
+        [
+            (PodPreemptedError("x"), "retry"),
+            (ImagePullError("x"), "retry"),
+            (ValueError("x"), "default"),
+            (FINAL[0][1]("x"), "fail"),
+        ],
+    )
+    def test_airflow_is_told_so_by_the_policy(self, error: Exception, action: str) -> None:
+        from airflow_ml_provider.operators.pod_retry_policy import PodRetryPolicy
+
         decision = PodRetryPolicy().evaluate(error, 1, 3)
-        assert decision.action is (RetryAction.DEFAULT if delay is None else RetryAction.RETRY)
-        assert decision.retry_delay == delay
+        assert decision.action.value == action
+        assert decision.retry_delay == retry_delay(error)
 
     @pytest.mark.parametrize("kind", sorted({kind for _, kind in FINAL}, key=str))
     def test_what_no_retry_mends_gets_none_of_the_policy_either(self, kind: type[PodError]) -> None:
         assert is_final(kind("x"))
-        assert PodRetryPolicy().evaluate(kind("x"), 1, 3).action is RetryAction.FAIL
 
     def test_more_memory_is_given_at_once(self) -> None:
         error = PodOutOfMemoryError("x")
@@ -282,5 +322,8 @@ class TestTheRetry:
         error.curable = True
         assert retry_delay(error) == timedelta(0)
 
+    @pytest.mark.airflow("3.3")
     def test_the_policy_survives_its_serialization(self) -> None:
+        from airflow_ml_provider.operators.pod_retry_policy import PodRetryPolicy
+
         assert isinstance(PodRetryPolicy.deserialize(PodRetryPolicy().serialize()), PodRetryPolicy)

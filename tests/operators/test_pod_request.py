@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from airflow_ml_provider.models.pod_options import PodOptions
 from airflow_ml_provider.models.pod_step import StepContext, StepFunction, StepMlflow
 from airflow_ml_provider.models.reference import ArtifactRef
 from airflow_ml_provider.models.run import OpenRun, StepIdentity
+from airflow_ml_provider.operators.declared import RESERVED
 from airflow_ml_provider.operators.pod_body import COLLECT, FETCH, with_secret, with_step
-from airflow_ml_provider.operators.pod_checks import RESERVED, check_parameters
+from airflow_ml_provider.operators.pod_checks import check_parameters
 from airflow_ml_provider.operators.pod_request import (
     StepRequest,
     build_context,
@@ -229,27 +231,31 @@ class TestTheWayToMlflow:
     SERVER = MlflowServer("mlflow_default", "http://mlflow.example.com")
 
     @pytest.mark.parametrize(
-        ("extra", "options", "url"),
+        ("pod_url", "options", "url"),
         [
-            ({}, {}, "http://mlflow.example.com"),
-            ({"pod_url": "http://mlflow.mlops:5000/"}, {}, "http://mlflow.mlops:5000"),
-            ({"pod_url": "http://mlflow.mlops:5000"}, {"mlflow_url": "http://10.0.0.1:5000"}, "http://10.0.0.1:5000"),
+            ("", {}, "http://mlflow.example.com"),
+            ("http://mlflow.mlops:5000", {}, "http://mlflow.mlops:5000"),
+            ("http://mlflow.mlops:5000", {"mlflow_url": "http://10.0.0.1:5000"}, "http://10.0.0.1:5000"),
         ],
     )
-    def test_the_option_counts_before_the_connection(self, extra: dict[str, Any], options: dict[str, Any], url: str) -> None:
-        assert container_mlflow(self.SERVER, extra, OPEN, PodOptions(**options)).url == url
+    def test_the_option_counts_before_the_connection(self, pod_url: str, options: dict[str, Any], url: str) -> None:
+        assert container_mlflow(replace(self.SERVER, pod_url=pod_url), OPEN, PodOptions(**options)).url == url
+
+    def test_the_pod_asks_in_the_connections_workspace(self) -> None:
+        assert container_mlflow(replace(self.SERVER, workspace="team"), OPEN, PodOptions()).workspace == "team"
 
     @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "mlflow.localhost"])
     def test_the_workers_own_machine_is_not_the_pods(self, host: str) -> None:
         server = MlflowServer("mlflow_default", f"http://{host}:5000")
         with pytest.raises(ConfigError, match="which in a pod is the pod itself"):
-            container_mlflow(server, {}, OPEN, PodOptions())
-        assert container_mlflow(server, {}, OPEN, PodOptions(mlflow_url="http://node:5000")).credentials == ""
+            container_mlflow(server, OPEN, PodOptions())
+        assert container_mlflow(server, OPEN, PodOptions(mlflow_url="http://node:5000")).credentials == ""
 
-    def test_a_login_that_the_pod_does_not_get_is_refused(self) -> None:
-        server = MlflowServer("mlflow_default", "http://mlflow.example.com", "me", "secret")
+    @pytest.mark.parametrize("login", [{"username": "me", "password": "secret"}, {"password": "secret"}, {"token_file": "/t"}])
+    def test_a_login_that_the_pod_does_not_get_is_refused(self, login: dict[str, str]) -> None:
+        server = MlflowServer("mlflow_default", "http://mlflow.example.com", **login)
         with pytest.raises(ConfigError, match="has a login, and nothing says how the pod gets it") as refused:
-            container_mlflow(server, {}, OPEN, PodOptions())
+            container_mlflow(server, OPEN, PodOptions())
         assert "secret" not in str(refused.value).replace("mlflow_secret", "").replace("Secret", "")
 
     @pytest.mark.parametrize(
@@ -257,11 +263,11 @@ class TestTheWayToMlflow:
     )
     def test_a_login_is_mounted(self, options: dict[str, Any]) -> None:
         server = MlflowServer("mlflow_default", "http://mlflow.example.com", "me", "secret")
-        assert container_mlflow(server, {}, OPEN, PodOptions(**options)).credentials == "/var/run/airflow-ml/mlflow"
+        assert container_mlflow(server, OPEN, PodOptions(**options)).credentials == "/var/run/airflow-ml/mlflow"
 
     def test_there_must_be_something_to_copy(self) -> None:
         with pytest.raises(ConfigError, match="has no password to copy"):
-            container_mlflow(self.SERVER, {}, OPEN, PodOptions(copy_credentials=True))
+            container_mlflow(self.SERVER, OPEN, PodOptions(copy_credentials=True))
 
     def test_what_is_copied(self) -> None:
         assert secret_data(MlflowServer("c", "u", "me", "word")) == {"username": "me", "password": "word"}
@@ -373,6 +379,16 @@ class TestThePod:
             assert each["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
             assert len(each["volumeMounts"]) == 2
 
+    def test_beside_a_program_they_are_its_user_who_may_read_what_it_wrote(self) -> None:
+        made = pod(securityContext={"runAsUser": 1000, "runAsGroup": 0, "readOnlyRootFilesystem": True})
+        for each in with_step(made, CONTEXT, PodOptions(sidecar="python:3"), "base")["spec"]["initContainers"]:
+            assert each["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "capabilities": {"drop": ["ALL"]},
+                "runAsUser": 1000,
+                "runAsGroup": 0,
+            }
+
     def test_the_probe_of_a_sidecar_holds_the_program_back_until_it_hears_signals(self, tmp_path: Path) -> None:
         options = PodOptions(sidecar="python:3", folder=str(tmp_path / "volume"), python=sys.executable)
         collect = with_step(pod(), CONTEXT, options, "base")["spec"]["initContainers"][1]
@@ -392,7 +408,7 @@ class TestThePod:
 
     def test_parameters_that_linux_would_not_take_beside_a_sidecar_are_refused(self) -> None:
         large = CONTEXT.model_copy(update={"parameters": {"x": "y" * 131_055}})
-        with pytest.raises(ConfigError, match=r"AIRFLOW_ML_PARAMETERS.*131071"):
+        with pytest.raises(ConfigError, match=r"parameter 'x' takes 131057 bytes.*131071"):
             with_step(pod(), large, PodOptions(sidecar="python:3"), "base")
 
     @pytest.mark.parametrize(
@@ -406,7 +422,10 @@ class TestThePod:
         with pytest.raises(ConfigError, match="already, which this operator gives to every step's pod"):
             with_step(pod(**taken), CONTEXT, PodOptions(), "base")
 
-    def test_a_context_that_linux_would_not_take_is_refused(self) -> None:
-        large = CONTEXT.model_copy(update={"parameters": {"x": "y" * 131_072}})
+    def test_a_context_that_linux_would_not_take_names_what_makes_it_large(self) -> None:
+        large = CONTEXT.model_copy(update={"parameters": {"x": "y" * 131_072, "z": 1}})
+        with pytest.raises(ConfigError, match=r"parameter 'x' takes 131074 bytes.*131071"):
+            with_step(pod(), large, PodOptions(), "base")
+        large = CONTEXT.model_copy(update={"many": ["name"] * 20_000, "parameters": {"z": 1}})
         with pytest.raises(ConfigError, match=r"AIRFLOW_ML_CONTEXT.*131071"):
             with_step(pod(), large, PodOptions(), "base")

@@ -10,7 +10,7 @@ import pytest
 from airflow.sdk import dag
 
 from airflow_ml_provider import Input, Model, Output, ml_task
-from airflow_ml_provider.exceptions import ConfigError, RemoteNotFoundError
+from airflow_ml_provider.exceptions import ConfigError, RemoteNotFoundError, RemoteUnavailableError
 from airflow_ml_provider.operators.promotion import PromoteModelOperator
 from airflow_ml_provider.tracking.registry import LOGICAL_DATE, ModelRegistry
 from airflow_ml_provider.tracking.runs import RunTree, tags_of
@@ -203,6 +203,25 @@ class CutOnce(PromoteModelOperator):
 
         registry._point = cut_point
         return super()._look_and_move(registry, *args)
+
+
+class LostAnswer(PromoteModelOperator):
+    """Moves the alias, and loses the server's answer once."""
+
+    lost = False
+
+    def _look_and_move(self, *args):
+        answer = super()._look_and_move(*args)
+        if self.lost:
+            return answer
+        self.lost = True
+        raise RemoteUnavailableError("the answer is lost here")
+
+
+def test_a_move_whose_answer_was_lost_is_told_of_as_a_move(night, unique):
+    night("one", day=1)
+    again = night("two", day=2, operator=LostAnswer)
+    assert again.xcom("promote")["reason"] == f"Promoted: version 2 is {unique}@champion now."
 
 
 @pytest.mark.parametrize("cut", ["previous-champion", "champion"])

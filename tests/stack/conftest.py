@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -14,13 +17,14 @@ import pytest
 
 from airflow_ml_provider.config import Settings
 from airflow_ml_provider.hooks.mlflow import MlflowApi
-from airflow_ml_provider.hooks.mlflow_server import MlflowServer
 from airflow_ml_provider.models.run import DagRunIdentity
 from airflow_ml_provider.testing import FakeKfpServer
 from airflow_ml_provider.tracking.runs import Run, RunTree, run_id_of
 from demo.airflow_api import AirflowApi
 from demo.processes import snapshot
 from demo.stack import LocalStack
+from tests import servers
+from tests.stack.alert_case import Ears, listening
 
 HERE = Path(__file__).parent
 DAGS = HERE.parent.parent / "dags"
@@ -146,6 +150,13 @@ def kfp_connections(servers: Mapping[str, FakeKfpServer]) -> dict[str, str]:
     return environment
 
 
+def migrated(shared: Path, airflow_home: Path) -> None:
+    """Leave what the stack finds when it was started here before: its database is that of all workers, migrated once."""
+    airflow_home.mkdir(parents=True)
+    shutil.copy(servers.migrated_database(shared), airflow_home / "airflow.db")
+    (airflow_home / "migrated").write_text(version("apache-airflow-core"))
+
+
 @pytest.fixture(scope="session")
 def kfp() -> Iterator[list[FakeKfpServer]]:
     """Servers: the usual one, the one that an asset watches, the lanes."""
@@ -154,34 +165,35 @@ def kfp() -> Iterator[list[FakeKfpServer]]:
 
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory: pytest.TempPathFactory, kfp: list[FakeKfpServer]) -> Iterator[Site]:
+def ears() -> Iterator[Ears]:
+    """Where alerts arrive."""
+    with listening() as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def site(kfp: list[FakeKfpServer], ears: Ears) -> Iterator[Site]:
     """A real Airflow (scheduler, DAG processor, triggerer, API server) and a real MLflow, shared by these tests."""
-    home = tmp_path_factory.mktemp("stack")
+    shared = Path(os.environ["AIRFLOW_ML_TEST_HOME"])
+    home = Path(tempfile.mkdtemp(prefix="stack-", dir=shared))
     signals = home / "signals"
     signals.mkdir()
     environment = {
         "TEST_SIGNALS": str(signals),
         "AIRFLOW_HOME": str(home / "state" / "airflow"),
         **kfp_connections(dict(zip(("DEFAULT", "WATCHED", *map(str, range(LANES))), kfp, strict=True))),
+        **ears.environment(),
         "AIRFLOW__CORE__PARALLELISM": "10",  # scenes side by side, some of which hold a worker
         "AIRFLOW__ML__PATIENCE_S": "180",
         "AIRFLOW__ML__HTTP_TIMEOUT_S": "20",
         "AIRFLOW__ML__HTTP_RETRIES": "1",
         "AIRFLOW__ML__SPOOL": str(home / "spool"),
+        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "600",  # the files do not change
         "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "10",
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "15",
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "3",
     }
     stack = LocalStack(home / "state", dags=(DAGS, HERE / "dags"), environment=environment)
-    kept = {key: os.environ.pop(key) for key in list(os.environ) if key.startswith("AIRFLOW")}  # dag.test()'s, not ours
-    try:
-        stack.start()
-    finally:
-        os.environ.update(kept)
-    try:
-        server = MlflowServer("mlflow_default", stack.mlflow_url)
-        settings = Settings(http_timeout_s=30, http_retries=3)
-        with stack.api() as airflow, MlflowApi(server, settings) as mlflow:
-            yield Site(stack, airflow, mlflow, kfp[0], kfp[1], kfp[2:], signals)
-    finally:
-        stack.stop()
+    migrated(shared, home / "state" / "airflow")
+    with servers.running(stack, Settings(http_timeout_s=30, http_retries=3)) as (airflow, mlflow):
+        yield Site(stack, airflow, mlflow, kfp[0], kfp[1], kfp[2:], signals)

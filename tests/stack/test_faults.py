@@ -98,6 +98,7 @@ def test_a_step_that_is_cleared_while_it_runs_starts_again_in_the_same_run(site:
     settled(site, run_id, "FINISHED")
 
 
+@pytest.mark.full
 def test_a_finished_dag_run_that_is_cleared_opens_its_runs_again(site: Site) -> None:
     run_id = site.start(DAG, run_id="again")
     site.signal("again-go-1")

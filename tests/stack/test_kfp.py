@@ -115,7 +115,7 @@ def test_a_killed_scheduler_loses_no_run(site: Site) -> None:
     assert (len(case.workflows), case.creates()) == (1, 1)
 
 
-@pytest.mark.parametrize("dag_id", ["kfp_waits", "kfp_defers"])
+@pytest.mark.parametrize("dag_id", EITHER)  # what a mark does to a worker is among the scenes
 def test_a_mark_as_failed_stops_the_run(site: Site, dag_id: str) -> None:
     case = Case(site, dag_id)
     workflow = case.waiting()
@@ -156,6 +156,7 @@ def test_a_clear_starts_a_new_run_and_stops_the_old_one_unless_told_otherwise(si
     assert len(case.workflows) == 2
 
 
+@pytest.mark.full
 def test_a_run_that_takes_too_long_is_stopped_and_told_as_ours(site: Site) -> None:
     case = Case(site, "kfp_hurried")
     workflow = case.waiting()
@@ -183,7 +184,12 @@ def test_a_server_that_does_everything_wrong_fails_nothing(site: Site, dag_id: s
 
 
 @pytest.mark.parametrize(
-    ("fault", "state", "workflows"), [("lost-before", "failed", 0), ("lost-between", "failed", 1), ("lost-after", "success", 1)]
+    ("fault", "state", "workflows"),
+    [
+        pytest.param("lost-before", "failed", 0, marks=pytest.mark.full),
+        ("lost-between", "failed", 1),
+        pytest.param("lost-after", "success", 1, marks=pytest.mark.full),
+    ],
 )
 def test_a_create_whose_answer_is_lost_is_never_sent_again_by_itself(site: Site, fault: str, state: str, workflows: int) -> None:
     site.kfp.fault(fault)

@@ -287,7 +287,6 @@ def run_elsewhere(server: FakeKfpServer, pipeline: str) -> str:
 def test_an_asset_that_watches_a_pipeline_starts_a_dag_once_for_each_run(site: Site) -> None:
     dag_id, sent = "kfp_watched", []
     site.airflow.wait_for_dag(dag_id, timeout_s=180)
-    site.airflow.pause(dag_id, paused=False)
 
     def send(pipeline: str, state: str) -> str:
         run_id = run_elsewhere(site.watched, pipeline)

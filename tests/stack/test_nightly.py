@@ -6,11 +6,18 @@ import json
 import os
 import signal
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
 
+from airflow_ml_provider.lineage.difference import diff
+from airflow_ml_provider.lineage.impact import impact
+from airflow_ml_provider.lineage.query import trace
+from airflow_ml_provider.lineage.trained import trained_on
+from airflow_ml_provider.models.lineage import DatasetNode
+from airflow_ml_provider.models.reference import StepOutputs
 from airflow_ml_provider.tracking.artifacts import ArtifactStore
 from airflow_ml_provider.tracking.registry import ModelRegistry
 from airflow_ml_provider.tracking.runs import run_id_of, status_of, tags_of
@@ -18,7 +25,7 @@ from tests.stack.conftest import Site, until
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(1200)]
 DAG, MODEL = "nightly_flight_delays", "flight-delays"
-STEPS = {"validate", "features", "train", "evaluate", "gate", "promote", "report"}
+STEPS = {"collect", "validate", "features", "train", "evaluate", "gate", "promote", "report"}
 
 
 def night(day: int) -> datetime:
@@ -89,6 +96,37 @@ def test_the_way_back_from_the_champion_ends_at_the_raw_data(site: Site, first_n
         assert word in said
 
 
+def test_the_night_answers_which_data_trained_the_champion_and_what_has_to_be_trained_again(site: Site, first_night: str) -> None:
+    version = ModelRegistry(site.mlflow).find(MODEL, "champion")
+    assert version is not None
+    runs = {name: run_id_of(each) for name, each in site.nested(DAG, first_night).items()}
+    up = trace(site.mlflow, f"models:/{MODEL}@champion")
+    assert {each.name: each.run_id for each in up.runs} == {
+        name: runs[name] for name in ("train", "features", "validate", "collect")
+    }
+    (table,) = [up.by_id[edge.source] for edge in up.into(f"run:{runs['train']}")]
+    assert isinstance(table, DatasetNode)
+    outputs = StepOutputs.from_json(site.airflow.xcom(DAG, first_night, "features"))
+    assert (table.sha256, table.run_id) == (outputs.ref("table").sha256, runs["features"])
+    rows = table.numbers["rows"]
+    assert rows > 10_000
+    raw = {each.name: each for each in up.datasets if each.run_id is None}
+    assert raw.keys() == {"flights_file", "weather_file"}
+    assert Path(raw["flights_file"].uri or "").stat().st_size == raw["flights_file"].size
+
+    found = {words: trained_on(site.mlflow, words).graph.versions for words in ("rows > 10000", f"rows > {rows:.0f}")}
+    named = {words: {(each.name, each.version) for each in some} for words, some in found.items()}
+    assert (MODEL, version.version) in named["rows > 10000"] - named[f"rows > {rows:.0f}"]
+
+    wrong = impact(site.mlflow, raw["flights_file"].uri or "")
+    assert "champion" in {
+        alias for each in wrong.models if each.run and each.run.run_id == runs["train"] for alias in each.aliases
+    }
+    # The promotion has no input of its own; the gate and the evaluation have read the model.
+    assert {each.task_id for each in wrong.tasks} >= {"collect", "validate", "features", "train", "evaluate", "gate"}
+    assert all(first_night in each.dag_run_ids for each in wrong.tasks)
+
+
 def test_xcom_holds_references_and_no_secret(site: Site, first_night: str) -> None:
     for step in STEPS - {"gate", "promote"}:
         value = site.airflow.xcom(DAG, first_night, step)
@@ -96,9 +134,14 @@ def test_xcom_holds_references_and_no_secret(site: Site, first_night: str) -> No
         assert value["version"] == 1
 
 
-def test_the_report_is_a_page_among_the_artifacts(site: Site, first_night: str, tmp_path: Any) -> None:
-    from airflow_ml_provider.models.reference import StepOutputs
+def test_without_connections_the_log_says_once_that_nobody_will_hear(site: Site, first_night: str) -> None:
+    log = str(site.airflow.task_log(DAG, first_night, "promote"))
+    assert log.count("Nobody will hear of promoted") == 1
+    assert "there is no connection 'slack_ml' for slack" in log
+    assert "there is no connection 'smtp_default' for email" in log
 
+
+def test_the_report_is_a_page_among_the_artifacts(site: Site, first_night: str, tmp_path: Any) -> None:
     outputs = StepOutputs.from_json(site.airflow.xcom(DAG, first_night, "report"))
     page, _ = ArtifactStore(site.mlflow).fetch(outputs.ref("page"), tmp_path)
     assert page.read_text().startswith("<!doctype html>")
@@ -129,6 +172,7 @@ def backfill(site: Site, first: str, last: str, *options: str) -> list[dict[str,
     return runs
 
 
+@pytest.mark.full
 def test_nights_that_are_filled_in_backwards_never_replace_a_newer_champion(site: Site, first_night: str) -> None:
     before = ModelRegistry(site.mlflow).find(MODEL, "champion")
     assert before is not None
@@ -139,15 +183,45 @@ def test_nights_that_are_filled_in_backwards_never_replace_a_newer_champion(site
     assert ModelRegistry(site.mlflow).find(MODEL, "champion") == before
 
 
-def test_a_run_by_hand_without_a_date_takes_the_last_night(site: Site, first_night: str) -> None:
+@pytest.fixture(scope="module")
+def last_night(site: Site, first_night: str) -> str:
+    """A night by hand, without a date."""
     run_id = site.start(DAG)
     assert site.finish(DAG, run_id, 600) == "success"
-    params = {each["key"]: each["value"] for each in site.nested(DAG, run_id)["validate"]["data"]["params"]}
+    return run_id
+
+
+@pytest.mark.full
+def test_a_run_by_hand_without_a_date_takes_the_last_night(site: Site, last_night: str) -> None:
+    params = {each["key"]: each["value"] for each in site.nested(DAG, last_night)["validate"]["data"]["params"]}
     assert params == {"day": "2013-12-31"}
 
 
 @pytest.mark.full
-def test_ten_nights_are_filled_in_from_the_last_to_the_first(site: Site, first_night: str) -> None:
+def test_what_changed_from_one_night_to_the_next_is_told_and_their_raw_data_stands_for_both(
+    site: Site, first_night: str, last_night: str
+) -> None:
+    nights = [StepOutputs.from_json(site.airflow.xcom(DAG, each, "train")).ref("model").uri for each in (first_night, last_night)]
+    found = diff(site.mlflow, *nights)
+    changes = {(each.what, each.where, each.name): (each.before, each.after) for each in found.changes}
+    for step in ("validate", "features"):
+        assert changes.pop(("parameter", step, "day")) == ("2013-11-06", "2013-12-31")
+    tables = [StepOutputs.from_json(site.airflow.xcom(DAG, each, "features")).ref("table") for each in (first_night, last_night)]
+    told = [found.datasets[str(each)] for each in changes.pop(("data", "train", "table"))]
+    assert [each.sha256 for each in told] == [each.sha256 for each in tables]
+    assert changes.pop(("metric", "train", "trained_on.rows")) == tuple(each.numbers["rows"] for each in told)
+    # The raw data is the same, and so are the code and every other parameter; what is left is what training has made of it.
+    assert {key[:2] for key in changes} <= {("data", "features"), ("metric", "train"), ("metric", "")}
+    assert ("metric", "train", "validation_loss") in changes
+
+    (raw,) = [each for each in trace(site.mlflow, nights[0]).datasets if each.name == "flights_file"]
+    again = impact(site.mlflow, raw.sha256 or "")
+    assert {f"models:/{each.model.model_id}" for each in again.models} >= {"/".join(each.split("/")[:2]) for each in nights}
+    assert all({first_night, last_night} <= set(each.dag_run_ids) for each in again.tasks if each.task_id == "train")
+
+
+@pytest.mark.full
+def test_ten_nights_are_filled_in_from_the_last_to_the_first(site: Site, first_night: str, last_night: str) -> None:
     # The run by hand has learned from the days of these nights, so none of them could beat its model.
     ModelRegistry(site.mlflow).promote(MODEL, site.airflow.xcom(DAG, first_night, "promote")["version"])
     runs = backfill(site, "2013-11-10T00:00:00-05:00", "2013-11-19T03:00:00-05:00", "--run-backwards")

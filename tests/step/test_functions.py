@@ -130,6 +130,15 @@ def test_what_cannot_come_back_fails_with_the_remedy(mlflow_api: MlflowApi, pod:
     assert "Write it to an Output[Dataset]" in manifest.error
 
 
+@pytest.mark.parametrize("leaves", ["os._exit(0)", "sys.exit(0)"])
+def test_a_function_that_ends_its_process_has_not_succeeded(mlflow_api: MlflowApi, pod: Pod, leaves: str) -> None:
+    pod.function(f"def train():\n    import os, sys\n    {leaves}", {})
+    assert pod.run() == 1
+    manifest = pod.manifest(mlflow_api)
+    assert (manifest.state, manifest.result) == ("failed", None)
+    assert "before the function had returned" in manifest.error
+
+
 def test_a_function_with_outputs_returns_nothing(mlflow_api: MlflowApi, pod: Pod) -> None:
     pod.output("model", "Model")
     pod.function("def train(model):\n    open(model, 'w').write('x')\n    return 1", {"model": "output"})

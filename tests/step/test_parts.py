@@ -5,8 +5,11 @@ from __future__ import annotations
 import ast
 import base64
 import json
+import os
 import sys
+import tempfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,6 +55,35 @@ def test_a_directory_has_one_digest_wherever_it_is_computed(files: dict[str, int
     ours = airflow_ml_step.hash_tree((name, (f"{size:064x}", size)) for name, size in files.items())
     theirs = hash_tree((name, Written(f"{size:064x}", size)) for name, size in files.items())
     assert ours == (theirs.sha256, theirs.size)
+
+
+@pytest.fixture
+def nobody() -> Iterator[Path]:
+    """A folder that all may enter, in the life of who may not read all."""
+    user = os.geteuid()
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+        os.seteuid(user)
+        for each in (Path(folder, "made"), Path(folder, "made/below")):
+            if each.exists():
+                each.chmod(0o755)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "folder below"])
+def test_what_another_user_wrote_and_may_not_be_read_is_told_with_the_remedy(nobody: Path, kind: str) -> None:
+    made = nobody / "made"
+    if kind == "file":
+        made.write_text("x")
+    else:
+        (made / "below").mkdir(parents=True)
+    closed = made / "below" if kind == "folder below" else made
+    closed.chmod(0)
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+    with pytest.raises(airflow_ml_step.OutputError, match=r"Permission denied.*umask 022.*runAsUser") as refused:
+        airflow_ml_step.hash_any(made)
+    assert str(refused.value).startswith(f"{closed} cannot be read")
 
 
 @given(st.text())

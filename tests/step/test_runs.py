@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -257,6 +258,12 @@ def test_an_output_that_was_never_written_is_no_success(mlflow_api: MlflowApi, p
     assert f"output 'table' ({kind}) was never written: there is nothing at {path}" in pod.message.error
 
 
+def test_a_directory_without_a_file_is_said_to_be_one(pod: Pod) -> None:
+    path = pod.output("table", "Dataset")
+    assert pod.run(f"import os\nos.makedirs({str(path / 'empty')!r})") == 66
+    assert f"output 'table' (Dataset) was never written: {path} is a directory without a file." in pod.message.error
+
+
 def test_two_files_for_one_output_are_refused(pod: Pod) -> None:
     path = pod.output("table", "Dataset")
     assert pod.run(f"[open({str(path)!r} + each, 'w') for each in ('.a', '.b')]") == 66
@@ -355,6 +362,26 @@ def test_files_for_and_from_a_program_without_python(mlflow_api: MlflowApi, pod:
     manifest = pod.manifest(mlflow_api)
     assert (manifest.state, list(manifest.outputs), manifest.read) == ("succeeded", ["table2"], {"seen": (sha256, 4)})
     assert pod.message.manifest
+
+
+def test_an_output_that_cannot_be_read_beside_a_program_is_told_and_the_others_are_stored(
+    mlflow_api: MlflowApi, pod: Pod
+) -> None:
+    paths = [pod.output(name, "Dataset") for name in ("closed", "table", "never")]
+    assert pod.end(pod.start("fetch")) == 0, pod.text
+    collecting = pod.start("collect")
+    pod.await_file("step/collecting", collecting)
+    folder = os.open(paths[0].parent, os.O_RDONLY)
+    with socket.socket(socket.AF_UNIX) as made:  # not even root can read one
+        made.bind(f"/proc/self/fd/{folder}/{paths[0].name}")  # its whole path would be too long
+    os.close(folder)
+    paths[1].write_text("rows")
+    collecting.terminate()
+    assert pod.end(collecting) == 66, pod.text
+    manifest = pod.manifest(mlflow_api)
+    assert (manifest.state, list(manifest.outputs)) == (pod.message.state, ["table"]) == ("output", ["table"])
+    assert f"output 'closed': {paths[0]} cannot be read, so it cannot be stored" in pod.message.error
+    assert "never" not in pod.message.error, "the program that has not written it may have failed, and tells why"
 
 
 def test_an_input_that_cannot_be_fetched_is_told_by_the_init_container(mlflow_api: MlflowApi, pod: Pod) -> None:

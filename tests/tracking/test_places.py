@@ -19,13 +19,15 @@ from airflow_ml_provider.config import Settings
 from airflow_ml_provider.exceptions import ArtifactError, ConfigError, RemoteNotFoundError, RemoteUnavailableError
 from airflow_ml_provider.hooks.mlflow import MlflowApi, MlflowServer
 from airflow_ml_provider.tracking.places import CHUNK, MlflowStorePlace, ProxyPlace
+from airflow_ml_provider.tracking.runs import RunTree
 
 
 @pytest.mark.parametrize("size", [0, 1, CHUNK, CHUNK + 1, 5 * CHUNK + 17])
 def test_a_file_of_any_size_comes_back_as_it_was_sent(mlflow_api: MlflowApi, tmp_path: Path, size: int, unique: str) -> None:
     sent, came = tmp_path / "sent", tmp_path / "came"
     sent.write_bytes(os.urandom(size))
-    place = ProxyPlace(mlflow_api, f"places/{unique.replace('[', '-').replace(']', '')}")
+    folder = f"{RunTree(mlflow_api).experiment_id('files of tests')}/{unique.replace('[', '-').replace(']', '')}"
+    place = ProxyPlace(mlflow_api, folder)
     written = place.write("folder/file.bin", sent)
     assert (written.sha256, written.size) == (hashlib.sha256(sent.read_bytes()).hexdigest(), size)
     assert place.read("folder/file.bin", came) == written
@@ -61,13 +63,14 @@ class Noting(MlflowApi):
 
 
 def test_a_large_file_is_waited_for_by_its_size(mlflow_api: MlflowApi, tmp_path: Path, unique: str) -> None:
+    folder = f"{RunTree(mlflow_api).experiment_id('files of tests')}/{unique}"
     with Noting(mlflow_api.server, mlflow_api.settings) as api:
         api.said = []
         for name, size in (("alone", 7), ("folder/a/b", 1), ("folder/c", 2)):
             (tmp_path / "sent").write_bytes(b"x" * size)
-            ProxyPlace(api, unique).write(name, tmp_path / "sent")
-        ProxyPlace(api, unique).read("alone", tmp_path / "came")
-        place = ProxyPlace(api, unique)
+            ProxyPlace(api, folder).write(name, tmp_path / "sent")
+        ProxyPlace(api, folder).read("alone", tmp_path / "came")
+        place = ProxyPlace(api, folder)
         for name in place.files("folder"):
             place.read(f"folder/{name}", tmp_path / "came")
         with pytest.raises(RemoteNotFoundError):

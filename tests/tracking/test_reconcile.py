@@ -310,6 +310,7 @@ def test_an_experiment_that_does_not_exist_is_named_and_not_made(mlflow_api: Mlf
         find_experiments(mlflow_api, unique)
 
 
+@pytest.mark.full
 def test_all_experiments_are_walked_when_none_is_named(night: Night) -> None:
     run = night.open("train")
     assert run.experiment_id in find_experiments(night.api)

@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from airflow.triggers.shared_stream import SharedStreamManager
 
 from airflow_ml_provider.exceptions import ConfigError
 from airflow_ml_provider.hooks.kfp import KfpHook
@@ -95,6 +94,7 @@ def test_a_run_that_ends_later_is_an_event_and_one_that_had_ended_is_none(kfp: F
     assert KfpPoller._all == {}
 
 
+@pytest.mark.full
 def test_a_pipeline_is_meant_by_its_name(kfp: FakeKfpServer) -> None:
     mine, other, inline = register("churn"), register("other"), start_run()
 
@@ -125,7 +125,10 @@ def test_what_ended_while_nobody_watched_is_told_and_nothing_twice(kfp: FakeKfpS
     assert [each["run_id"] for each in heard] == [second]
 
 
+@pytest.mark.airflow("3.3")
 def test_watchers_of_one_server_share_a_stream(kfp: FakeKfpServer) -> None:
+    from airflow.triggers.shared_stream import SharedStreamManager
+
     run_id = start_run()
     before = len(kfp.requests)
 
@@ -163,6 +166,7 @@ def test_what_is_stored_makes_the_same_trigger() -> None:
     assert arguments["states"] == ["CANCELED", "FAILED"], "the same words in another order are the same watcher"
 
 
+@pytest.mark.full
 def test_a_run_that_failed_and_was_repeated_tells_its_success(kfp: FakeKfpServer) -> None:
     run_id, marker = start_run(), start_run("marker")
 

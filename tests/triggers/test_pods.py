@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from blockbuster import blockbuster_ctx
 
+from airflow_ml_provider.core import pods
 from airflow_ml_provider.core.pod_adoption import MANAGED
 from airflow_ml_provider.jobs.pods import PodJobs
 from airflow_ml_provider.models.pod import PodEnd, PodOutcome
@@ -21,6 +22,7 @@ from airflow_ml_provider.triggers import pods as module
 from airflow_ml_provider.triggers.pod_poller import PodPoller
 from airflow_ml_provider.triggers.pods import PodTrigger
 from tests.jobs.pods_cluster import NAMESPACE, Answers, access, busybox, cluster_pods, evict, on_cluster, status, until
+from tests.jobs.test_pods_wait import NO_MOUNT, making
 
 TOLD = '{"version": 1, "try_number": 1, "state": "succeeded", "exit_code": 0}'
 TASK: contextvars.ContextVar[str] = contextvars.ContextVar("TASK", default="nobody")
@@ -107,6 +109,12 @@ class TestRealCluster:
         assert lines.of_pod(trigger.pod) == [*(f"line {each}" for each in range(1, 7)), "end"]
         assert told.log["done"] is True
         assert "nobody" not in lines.of, "nothing of it lands in the triggerer's own log"
+
+    def test_a_burst_of_lines_comes_whole(self, make: Callable[..., PodTrigger], lines: Lines) -> None:
+        trigger = make("seq 1 160000; sleep 3")  # 6 MB as they are read; without the sleep the container runtime loses the end
+        (told,) = watch(trigger)
+        assert told.end is PodEnd.SUCCEEDED
+        assert lines.of_pod(trigger.pod) == [str(each) for each in range(1, 160_001)]
 
     def test_several_share_the_lists_and_each_line_finds_its_task(
         self, make: Callable[..., PodTrigger], lines: Lines, monkeypatch: pytest.MonkeyPatch
@@ -294,6 +302,22 @@ def test_a_pod_whose_past_is_not_told_is_gone_all_the_same(server: Answers) -> N
     (told,) = watch(quick(server, log_interval_s=None, cursor={"version": "7"}))
     assert (told.end, told.gone) == (PodEnd.DELETED, True)
     assert any(each[2].get("resourceVersion") == ["7"] for each in server.asked)
+
+
+@pytest.mark.parametrize(
+    ("events", "end", "asked"),
+    [((200, {"items": [NO_MOUNT]}), PodEnd.CONFIG, 2), (status(403, "events is forbidden"), PodEnd.DEADLINE, 1)],
+)
+def test_a_pod_that_is_long_being_made_is_asked_for_its_events(
+    server: Answers, monkeypatch: pytest.MonkeyPatch, events: Any, end: PodEnd, asked: int
+) -> None:
+    monkeypatch.setattr(pods, "EVENTS_EVERY_S", 0.4)
+    monkeypatch.setattr(pods, "GRACE_S", 0.3)
+    making(server, events)
+    (told,) = watch(quick(server, limits={"startup_timeout_s": 1e9, "deadline": time.time() + 3}))
+    assert told.end is end
+    assert ('secret "s" not found' in told.message) is (end is PodEnd.CONFIG)
+    assert sum(each[1].endswith("/events") for each in server.asked) == asked
 
 
 def test_a_missing_connection_is_an_event_after_the_patience() -> None:

@@ -54,6 +54,9 @@ class PodsInMemory:
     def read_log(self, name: str, container: str, cursor: LogCursor) -> bytes:
         return b"2030-01-01T00:00:00.5Z line\n"
 
+    def read_lines(self, name: str, container: str, cursor: LogCursor, *, complete: bool = False) -> tuple[list[str], LogCursor]:
+        return cursor.take(self.read_log(name, container, cursor), complete=complete)
+
     def close(self) -> None:
         self.open -= 1
 

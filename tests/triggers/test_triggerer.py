@@ -99,9 +99,10 @@ class Triggerer:
 
     def _write_dag(self, tasks: int) -> None:
         from airflow.dag_processing.bundles.manager import DagBundlesManager
-        from airflow.dag_processing.dagbag import DagBag, sync_bag_to_db
         from airflow.providers.standard.operators.empty import EmptyOperator
         from airflow.sdk import DAG
+
+        from tests.airflow_releases import DagBag, sync_bag_to_db
 
         with DAG(self.dag_id, schedule=None) as dag:
             for number in range(tasks):
@@ -159,6 +160,7 @@ def is_quiet(kfp: FakeKfpServer) -> bool:
     return len(kfp.requests) == asked
 
 
+@pytest.mark.airflow("3.3")  # which tells a trigger why it is ended
 @pytest.mark.usefixtures("_nobody_else_defers")
 def test_marks_stop_the_run_and_a_change_of_the_triggerer_does_not(
     kfp: FakeKfpServer, in_database: Callable[[], None], unique: str

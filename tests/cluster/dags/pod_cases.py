@@ -264,7 +264,7 @@ CASES: dict[str, Case] = {
     "killed_later": Case(
         STORES, {**SAID, **AGAIN}, "kills_worker_after", ways=("defers",), words=(), told_in=2, tries=2, **good()
     ),
-    "too_long": Case(WAITS, {"execution_timeout": timedelta(seconds=25)}, "nothing", words=()),
+    "too_long": Case(WAITS, {"execution_timeout": timedelta(seconds=50)}, "nothing", words=()),
     "resumes": Case(
         RESUMES, {**SAID, **AGAIN}, "evicts_once", words=("goes on from half way",), told_in=2, tries=2, pods=2, **good()
     ),

@@ -7,8 +7,8 @@ from datetime import timedelta
 from typing import Any
 
 import pendulum
+from airflow.providers.common.compat.sdk import AirflowSkipException
 from airflow.sdk import DAG, Asset, AssetWatcher, task
-from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_ml_provider.models.kfp import KfpRunOptions
 from airflow_ml_provider.operators.kfp import KfpRunPipelineOperator
@@ -65,6 +65,8 @@ def read(triggering_asset_events: Any = None) -> list[dict[str, Any]]:
 
 
 watcher = AssetWatcher(name="one-step", trigger=KfpRunEventTrigger(kfp_conn_id="kfp_watched", pipeline="one-step"))
-with DAG("kfp_watched", schedule=[Asset("one-step", watchers=[watcher])], start_date=pendulum.datetime(2024, 1, 1)) as made:
+# Airflow begins to watch when it reads the file of a DAG that is not paused.
+on: dict[str, Any] = {"schedule": [Asset("one-step", watchers=[watcher])], "is_paused_upon_creation": False}
+with DAG("kfp_watched", start_date=pendulum.datetime(2024, 1, 1), **on) as made:
     read()
 globals()["kfp_watched"] = made

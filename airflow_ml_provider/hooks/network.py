@@ -74,9 +74,10 @@ class Network:
         if not found or found == NO_PROXY:
             return None
         full = found if "://" in found else f"http://{found}"
-        if urlsplit(full).scheme not in {"http", "https"}:
+        scheme = _scheme(full)
+        if scheme not in {"http", "https"}:
             raise ConfigError(
-                f"connection {self.conn_id!r}: a proxy of the kind {urlsplit(full).scheme!r} is not supported. Give an HTTP "
+                f"connection {self.conn_id!r}: a proxy of the kind {scheme or 'unknown'!r} is not supported. Give an HTTP "
                 f"proxy, http://proxy:3128, or {NO_PROXY!r} to go without the one of the environment."
             )
         return full
@@ -126,3 +127,13 @@ def unlogged(*names: str) -> Iterator[None]:
     finally:
         for each in loggers:
             each.removeFilter(others)
+
+
+def _scheme(url: str) -> str:
+    """Read the scheme of a URL; empty for what is none, and nothing of it is repeated: it can hold a password."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # fails over one that is no number
+    except ValueError:
+        return ""
+    return parts.scheme if parts.hostname else ""
