@@ -34,10 +34,10 @@ down: ## Stop them; the volumes stay (ARGS=-v: they go too)
 	@scripts/compose down $(ARGS)
 
 test: setup ## Run the test suite, four tests at a time: many of them wait
-	@exec $(BIN)/python -m pytest -n 4 --no-loadscope-reorder $(ARGS)
+	@exec scripts/setup run $(BIN)/python -m pytest -n 4 --no-loadscope-reorder $(ARGS)
 
 test-mlflow: setup ## Run what speaks to MLflow on another form of its server: ARGS=--mlflow=postgresql, basic-auth or workspaces
-	@exec $(BIN)/python -m pytest -n 3 --no-loadscope-reorder $(MLFLOW_TESTS) $(ARGS)
+	@exec scripts/setup run $(BIN)/python -m pytest -n 3 --no-loadscope-reorder $(MLFLOW_TESTS) $(ARGS)
 
 test-cluster: setup ## Run the tests that need a Kubernetes: the one of KUBECONFIG (docs/pod-failures.md says which variables they read)
 	@exec $(BIN)/python -m pytest --run-cluster -m cluster $(ARGS)

@@ -164,7 +164,7 @@ def deliver(letters: list[Letter], bound: Bound) -> dict[Channel, Sent]:
 
     :param letters: At most one per channel.
     :param bound: The time for all of them; where little of it is left they get ``LEAST_S`` all the same.
-    :return: What became of each.
+    :return: What became of each, in the order of the letters.
     """
     bound = bound.at_least(min(LEAST_S, bound.limit_s / 2))
     given_s = bound.left_s()
@@ -181,10 +181,11 @@ def deliver(letters: list[Letter], bound: Bound) -> dict[Channel, Sent]:
         return call
 
     run_together({each.line.channel: carry(each) for each in letters}, bound)
-    found = dict(done)  # a thread that is given up may still come to an end
-    for each in letters:
-        why = f"gave up after {bound.limit_s:.0f} s ([ml] alert_timeout_s): {_place(each.line)} had {given_s:.1f} s to answer"
-        found.setdefault(each.line.channel, Sent(each.line.channel, ok=False, why=why))
+    ended = dict(done)  # a thread that is given up may still come to an end
+    found: dict[Channel, Sent] = {}
+    for line in [each.line for each in letters]:
+        why = f"gave up after {bound.limit_s:.0f} s ([ml] alert_timeout_s): {_place(line)} had {given_s:.1f} s to answer"
+        found[line.channel] = ended.get(line.channel) or Sent(line.channel, ok=False, why=why)
     return found
 
 

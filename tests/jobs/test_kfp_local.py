@@ -223,9 +223,10 @@ class TestFailures:
     ) -> None:
         package = compiled("sleeps")
         monkeypatch.setenv("AIRFLOW__ML__INTERPRETERS", str(tmp_path / "kept"))
-        monkeypatch.setenv("UV_DEFAULT_INDEX", "http://ada:hunter22@127.0.0.1:9/simple")
-        monkeypatch.setenv("UV_NO_CACHE", "1")
-        monkeypatch.setenv("UV_HTTP_RETRIES", "0")
+        for index in ("UV_DEFAULT_INDEX", "PIP_INDEX_URL"):  # of whichever installer there is
+            monkeypatch.setenv(index, "http://ada:hunter22@127.0.0.1:9/simple")
+        for name, value in {"UV_NO_CACHE": "1", "UV_HTTP_RETRIES": "0", "PIP_NO_CACHE_DIR": "1", "PIP_RETRIES": "0"}.items():
+            monkeypatch.setenv(name, value)
         with pytest.raises(RemoteUnavailableError, match="to make an interpreter with kfp==2") as caught:
             KfpLocal().run(package, {"note": "x"}, tmp_path / "run", run_id="one")
         assert "hunter22" not in str(caught.value)

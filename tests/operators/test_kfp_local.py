@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import threading
 from collections.abc import Callable
 from datetime import timedelta
@@ -229,7 +230,8 @@ class TestTheConnection:
         monkeypatch.setenv("AIRFLOW__ML__INTERPRETERS", str(tmp_path / "new"))
         works, said = KfpHook().test_connection()
         assert works
-        assert f"makes the interpreter with kfp==2.17.0, with uv, below {tmp_path / 'new'}" in said
+        installer = "uv" if shutil.which("uv") else "pip"
+        assert f"makes the interpreter with kfp==2.17.0, with {installer}, below {tmp_path / 'new'}" in said
         (tmp_path / "file").touch()
         monkeypatch.setenv("AIRFLOW__ML__INTERPRETERS", str(tmp_path / "file/new"))
         works, said = KfpHook().test_connection()

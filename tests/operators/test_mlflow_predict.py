@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import site
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from airflow_ml_provider.interpreters import ChildProcess, Environments, Require
 from airflow_ml_provider.operators.mlflow_predict import MlflowBatchPredictOperator
 from airflow_ml_provider.tracking.environments import model_requirements
 from airflow_ml_provider.tracking.predict import PredictionRequest, predict_apart, predict_here
+
+NEEDS_UV = pytest.mark.skipif(not shutil.which("uv"), reason="needs uv, which `make test` has in its PATH")
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*[Tt]ype hint.*:UserWarning")  # of MLflow: the model has none
 
@@ -168,7 +171,7 @@ class TestInTheWorker:
 
 
 class TestInItsOwnInterpreter:
-    @pytest.mark.parametrize("installer", ["uv", pytest.param("pip", marks=pytest.mark.full)])
+    @pytest.mark.parametrize("installer", [pytest.param("uv", marks=NEEDS_UV), pytest.param("pip", marks=pytest.mark.full)])
     def test_an_interpreter_is_made_once_and_works_without_the_network_after_that(self, wheel, tmp_path, monkeypatch, installer):
         requirements = Requirements(f"{wheel}\n")
         python = Environments(tmp_path, installer=installer).python(requirements)
