@@ -78,7 +78,7 @@ def open_cache(operator: CachedOperator, session: StepSession, context: Context 
     """
     policy = operator.cache
     if session.record.attempt.try_number > 1:
-        session.set_tags({CACHED_FROM: ""})  # of a try before, which may have had a cache
+        session.set_tags({CACHE: "", CACHED_FROM: ""})  # of a try before, which may have had a cache
     if policy is None:
         return None
     mode = mode_of(policy, context, session.record.attempt.identity.task_id)

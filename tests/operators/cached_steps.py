@@ -24,6 +24,8 @@ from airflow_ml_provider.operators.caching import StepCache, open_cache
 from airflow_ml_provider.operators.session import StepSession
 from airflow_ml_provider.tracking.runs import Run, RunTree, tags_of
 
+DEFAULT = Cache()
+
 
 def fit(raw: Input[Dataset] | None, many: Input[list[Dataset]], depth: int, day: str, table: Output[Dataset]) -> None:
     """What most of these steps declare."""
@@ -111,7 +113,7 @@ class Steps:
         *,
         function: Callable[..., Any] = fit,
         body: Callable[[StepSession], Any] = write_table,
-        cache: Cache | None = None,
+        cache: Cache | None = DEFAULT,
         number: int = 1,
         given: Mapping[str, Any] | None = None,
         context: Mapping[str, Any] | None = None,
@@ -120,12 +122,12 @@ class Steps:
         api: MlflowApi | None = None,
         before_end: Callable[[StepSession, StepCache | None], Any] = lambda *_: None,
     ) -> Done:
-        api, policy, signature = api or self.api, cache or Cache(), read_signature(function)
+        api, signature = api or self.api, read_signature(function)
         identity = StepIdentity(dag_id=self.dag_id, run_id=f"night-{night}", task_id=task_id, map_index=map_index)
         attempt = Attempt(identity=identity, try_number=number, ti_id=f"{night}-{task_id}-{map_index}-{number}")
         values = {"raw": None, "many": [], "depth": 3, "day": "any"} | dict(given or {})
         record = StepRecord(conn_id="mlflow_default", attempt=attempt, run=RunTree(api).open(self.dag_id, attempt))
-        operator = SimpleNamespace(cache=policy, cached_from_url="")
+        operator = SimpleNamespace(cache=cache, cached_from_url="")
         with tempfile.TemporaryDirectory() as scratch:
             done = Done(StepSession(api, self.settings, record, Path(scratch)))
             session = done.session
@@ -134,8 +136,8 @@ class Steps:
                     session.read_parameter(each, values[name])
             plain = {name: values[name] for name in signature.plain}
             cache_of_try = open_cache(operator, session, context or {})
-            if cache_of_try is not None:
-                facts = step_facts(session, signature, policy, plain, {})
+            if cache_of_try is not None and cache is not None:
+                facts = step_facts(session, signature, cache, plain, {})
                 with counted(api, done.requests):
                     done.hit = cache_of_try.look(facts)
             result = done.hit.result if done.hit else None

@@ -285,6 +285,16 @@ def test_a_dag_run_goes_without_cache(step: Steps, context: dict[str, Any]) -> N
     assert third.hit.dag_run_id == "night-1", "what ran without cache is not kept"
 
 
+@pytest.mark.parametrize(
+    ("change", "said"), [({"cache": None}, ""), ({"context": {"params": {"ml_cache": "off"}}}, "off")], ids=["taken away", "off"]
+)
+def test_a_retry_without_cache_is_no_hit_any_longer(step: Steps, change: dict[str, Any], said: str) -> None:
+    step(1)
+    assert step(2).said == "hit"
+    retried = step(2, number=2, **change)
+    assert (retried.ran, retried.said, retried.tags["airflow.cached_from"]) == (True, said, "")
+
+
 def test_a_refresh_runs_and_takes_the_place_of_the_earlier_result(step: Steps) -> None:
     step(1)
     for night, how in ((2, {"cache": Cache(refresh=True)}), (3, {"context": {"params": {"ml_cache": {"train": "refresh"}}}})):

@@ -17,8 +17,10 @@ import pytest
 from airflow.sdk import DAG
 
 from airflow_ml_provider import Dataset, Input, Metrics, Model, ml_task
+from airflow_ml_provider.config import load_settings
 from airflow_ml_provider.exceptions import ConfigError
 from airflow_ml_provider.hooks.kfp import KfpHook
+from airflow_ml_provider.hooks.kfp_interpreter import KfpInterpreter
 from airflow_ml_provider.models.kfp import KfpRunOptions
 from airflow_ml_provider.operators.kfp import KfpRunPipelineOperator
 from airflow_ml_provider.testing import FakeKfpServer
@@ -224,6 +226,7 @@ def test_a_function_runs_on_a_server_too(night, monkeypatch) -> None:
 
 class TestTheConnection:
     def test_its_test_says_whether_the_interpreter_is_there(self, monkeypatch, tmp_path) -> None:
+        KfpInterpreter(load_settings()).python()  # all tests of a run share it
         works, said = KfpHook().test_connection()
         assert works
         assert said.startswith("Pipelines run on this machine, with kfp==2.17.0 in ")

@@ -157,21 +157,21 @@ def migrated(shared: Path, airflow_home: Path) -> None:
     (airflow_home / "migrated").write_text(version("apache-airflow-core"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def kfp() -> Iterator[list[FakeKfpServer]]:
     """Servers: the usual one, the one that an asset watches, the lanes."""
     with ExitStack() as opened:
         yield [opened.enter_context(FakeKfpServer()) for _ in range(2 + LANES)]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def ears() -> Iterator[Ears]:
     """Where alerts arrive."""
     with listening() as found:
         yield found
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def site(kfp: list[FakeKfpServer], ears: Ears) -> Iterator[Site]:
     """A real Airflow (scheduler, DAG processor, triggerer, API server) and a real MLflow, shared by these tests."""
     shared = Path(os.environ["AIRFLOW_ML_TEST_HOME"])
