@@ -60,6 +60,8 @@ class PodSecrets:
         except ConflictError as error:
             if error.reason != "AlreadyExists":
                 raise
+            # It may be owned by a pod that is gone, with which Kubernetes would delete it; null takes that away.
+            body["metadata"]["ownerReferences"] = None
             self.jobs.api.json("PATCH", self._path(name), body)
         return name
 

@@ -11,10 +11,11 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from airflow_ml_provider._compat import StateStore
 from airflow_ml_provider.core.pod_adoption import KEY, READ, PodPlan, Remembered, choose, has_ended, labels_of, pod_name
+from airflow_ml_provider.core.pod_verdict import ended
 from airflow_ml_provider.core.submission import Generation
 from airflow_ml_provider.exceptions import AirflowMLError, ConfigError, RemoteJobError, RemoteUnavailableError
 from airflow_ml_provider.hooks.patience import patiently
@@ -23,9 +24,12 @@ from airflow_ml_provider.models.pod import PodEnd, PodOutcome, PodSnapshot
 from airflow_ml_provider.models.run import StepIdentity
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 MEMORY_KEY = "ml_pod"
 """Of the task state store."""
+MAIN = "base"
+"""Name of the main container."""
 CLEAR_WITHIN_S = 120.0
 """Seconds beyond its grace period that a pod may take to be gone; one whose node is lost takes for ever."""
 QUOTA_PAUSE_S = 15.0
@@ -97,7 +101,7 @@ class PodSubmission:
         began, plan = self.clock(), plan or self.plan()
         while True:
             self._heed_kill()
-            self._sweep(plan.over)
+            self.sweep(plan.over)
             found: PodSnapshot | PodOutcome | None
             if plan.action == "adopt" and plan.pod is not None:
                 log.info("Pod %s is there already (%s); it is taken up.", plan.pod.name, plan.pod.phase)
@@ -108,36 +112,40 @@ class PodSubmission:
                 return found
             plan = self.plan()
 
-    def mark_read(self, pod: PodSnapshot) -> None:
+    def mark_read(self, pod: PodSnapshot) -> PodSnapshot | None:
         """
         Note that the end of a pod was read, so that no later try takes it up.
 
         :param pod: The pod; one that is gone is no error.
+        :return: The pod as it is now; None for one that is gone, or of which nothing was heard.
         """
         self._remember_read()
-        self._quietly("mark as read", pod, lambda: self.jobs.label(pod.name, {READ: "true"}, uid=pod.uid))
+        return self._quietly("mark as read", pod, lambda: self.jobs.label(pod.name, {READ: "true"}, uid=pod.uid))
 
     def finish(self, pod: PodSnapshot, *, succeeded: bool) -> None:
         """
         Part with a pod: delete it, or mark it as read, as ``on_finish`` says; an API server that is away is waited for.
 
+        What is kept is a pod that has ended: one that waits or runs is deleted, as nobody will wait for it any more.
+
         :param pod: The pod, as it was last seen; one that is gone is no error.
         :param succeeded: Whether the step has succeeded, which is not what the pod's phase says.
         """
-        self._remember_read()
-        deletes = {
-            "delete_pod": True,
-            "delete_succeeded_pod": succeeded,
-            "delete_active_pod": not has_ended(pod),
-            "keep_pod": False,
-        }
-        if deletes[self.on_finish]:
-            self._quietly("delete", pod, lambda: self.jobs.delete(pod.name, uid=pod.uid))
-        else:
-            self.mark_read(pod)
+        if self.on_finish == "delete_pod" or (self.on_finish == "delete_succeeded_pod" and succeeded):
+            self._remember_read()
+            self._quietly("delete", pod, lambda: self._delete(pod))
+            return
+        kept = self.mark_read(pod)  # what it answers is newer than what is known of the pod here
+        if kept is not None and not ended(kept, MAIN, None):
+            log.info("Pod %s has not ended, and nobody waits for it any more. It is deleted, whatever is to be kept.", pod.name)
+            self._quietly("delete", pod, lambda: self._delete(pod))
 
     def stop_at_once(self) -> None:
-        """Delete the pod in the seconds that a killed task has, over connections of its own; one in the making too."""
+        """
+        Delete the pod in the seconds that a killed task has, over connections of its own; one in the making too.
+
+        One that has ended is deleted as well, unless ``on_finish`` keeps it: nobody else will come for it.
+        """
         self.killed = True
         end, problem = time.monotonic() + STOP_WITHIN_S, ""
         jobs = self.jobs.again(timeout_s=STOP_WITHIN_S / 2)
@@ -145,7 +153,7 @@ class PodSubmission:
             try:
                 mine = [self.pod] if self.pod else jobs.find({KEY: self.identity.key})
                 for each in mine:
-                    if not has_ended(each):
+                    if not has_ended(each) or self._is_done_with(each):
                         log.info("The task was killed. Pod %s is deleted.", each.name)
                         jobs.delete(each.name, uid=each.uid)
             except AirflowMLError as error:
@@ -226,15 +234,24 @@ class PodSubmission:
     def _delete(self, pod: PodSnapshot) -> None:
         self.jobs.delete(pod.name, uid=pod.uid)
 
-    def _sweep(self, over: Iterable[PodSnapshot]) -> None:
-        """Part with pods that ended while nobody looked; those that are kept are marked."""
+    def sweep(self, over: Iterable[PodSnapshot]) -> None:
+        """
+        Part with pods that ended while nobody looked; those that are kept are marked.
+
+        :param over: The pods; those that are marked already are left alone.
+        """
         for each in over:
             if each.deleted_at is not None or READ in each.labels:
                 continue
-            if self.on_finish == "delete_pod" or (self.on_finish == "delete_succeeded_pod" and each.phase == "Succeeded"):
+            if self._is_done_with(each):
                 self._quietly("delete", each, lambda pod=each: self._delete(pod))  # type: ignore[misc]
             else:
                 self._quietly("mark as read", each, lambda pod=each: self.jobs.label(pod.name, {READ: "true"}, uid=pod.uid))  # type: ignore[misc]
+
+    def _is_done_with(self, pod: PodSnapshot) -> bool:
+        """Say whether a pod that has ended, and that no task has kept, is one to delete."""
+        deletes = self.on_finish == "delete_pod" or (self.on_finish == "delete_succeeded_pod" and pod.phase == "Succeeded")
+        return deletes and READ not in pod.labels
 
     def _work_with(self, pod: PodSnapshot, generation: Generation) -> PodSnapshot:
         self.pod = pod
@@ -249,12 +266,13 @@ class PodSubmission:
         if found is not None and not found.read:
             self._remember(Remembered(found.generation, found.uid, read=True))
 
-    def _quietly(self, verb: str, pod: PodSnapshot, call: Callable[[], object]) -> None:
+    def _quietly(self, verb: str, pod: PodSnapshot, call: Callable[[], T]) -> T | None:
         """Do what must not change the task's result: a pod that is left behind is told of, and found by the next try."""
         try:
-            patiently(f"{verb} pod {pod.name}", call, self.patience_s)
+            return patiently(f"{verb} pod {pod.name}", call, self.patience_s)
         except (RemoteUnavailableError, ConfigError) as error:
             log.warning("Could not %s pod %s: %s", verb, pod.name, error)
+            return None
 
     def _pause(self, seconds: float) -> None:
         left = seconds if self.deadline is None else self.deadline - self.clock()

@@ -249,27 +249,27 @@ class PodJobs:
         answer = self.api.json("GET", namespaced(self.namespace, "events"), query=query)
         return [PodEvent.from_json(each) for each in answer.get("items") or ()]
 
-    def label(self, name: str, labels: Mapping[str, str], *, uid: str = "") -> bool:
+    def label(self, name: str, labels: Mapping[str, str], *, uid: str = "") -> PodSnapshot | None:
         """
         Set labels of a pod.
 
         :param name: Its name.
         :param labels: Value per label.
         :param uid: Only of this one; empty for whichever has the name.
-        :return: Whether it was done; False for a pod that is gone.
+        :return: The pod with them, as it is now; None for one that is gone.
         :raises ConfigError: this account may not patch pods.
         :raises RemoteUnavailableError: no answer; a retry is safe.
         """
         meta: dict[str, Any] = {"labels": dict(labels)}
         try:
-            self.api.json("PATCH", self._path(name), {"metadata": meta | ({"uid": uid} if uid else {})})
+            body = {"metadata": meta | ({"uid": uid} if uid else {})}
+            return PodSnapshot.from_json(self.api.json("PATCH", self._path(name), body))
         except RemoteNotFoundError:
-            return False
+            return None
         except (ConflictError, ConfigError) as error:  # another uid is a conflict, or 422 "metadata.uid: field is immutable"
             if not uid or error.status not in {CONFLICT, UNPROCESSABLE} or "uid" not in str(error).lower():
                 raise
-            return False
-        return True
+            return None
 
     def again(self, *, timeout_s: float | None = None) -> PodJobs:
         """

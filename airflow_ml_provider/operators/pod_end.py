@@ -179,8 +179,8 @@ def parting(operator: MLPodOperator, context: Context, outcome: PodOutcome | Non
         submission = operator.submission
         if submission is not None and not submission.killed and not left:
             part_with(submission, outcome, succeeded=succeeded, has_secret=operator.options.copy_credentials)
-            if late and submission.on_finish in {"keep_pod", "delete_succeeded_pod"}:
-                operator.on_kill()  # what is kept is a pod that has ended
+            if late and outcome is None and submission.pod is None:
+                operator.on_kill()  # a create whose answer was not waited for may have made one
 
 
 def part_with(submission: PodSubmission, outcome: PodOutcome | None, *, succeeded: bool, has_secret: bool) -> None:
@@ -194,14 +194,7 @@ def part_with(submission: PodSubmission, outcome: PodOutcome | None, *, succeede
     """
     pod = submission.pod
     if pod is None and outcome is not None and outcome.uid:
-        over = {PodEnd.SUCCEEDED: "Succeeded", PodEnd.FAILED: "Failed"}
-        seen = {
-            "name": outcome.pod,
-            "namespace": outcome.namespace,
-            "uid": outcome.uid,
-            "phase": over.get(outcome.end, "Running"),
-        }
-        pod = PodSnapshot.model_validate(seen)
+        pod = PodSnapshot(name=outcome.pod, namespace=outcome.namespace, uid=outcome.uid)
     if pod is not None:
         submission.finish(pod, succeeded=succeeded)
     if has_secret:

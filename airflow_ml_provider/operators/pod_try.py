@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from airflow_ml_provider.core.pod_adoption import pod_name
+from airflow_ml_provider.core import pod_verdict
+from airflow_ml_provider.core.pod_adoption import PodPlan, pod_name
 from airflow_ml_provider.core.pod_failures import next_memory_gib
 from airflow_ml_provider.core.submission import Generation
 from airflow_ml_provider.exceptions import AirflowMLError
@@ -17,7 +18,8 @@ from airflow_ml_provider.jobs.pod_submission import PodSubmission
 from airflow_ml_provider.models.pod import PodEnd, PodOutcome, PodSnapshot
 from airflow_ml_provider.models.pod_step import StepManifest
 from airflow_ml_provider.operators.cache_hit import CacheHitError
-from airflow_ml_provider.operators.pod_body import with_secret
+from airflow_ml_provider.operators.pod_body import COLLECT, with_secret
+from airflow_ml_provider.operators.pod_checks import MAIN
 from airflow_ml_provider.operators.pod_verdict import Verdict, completed, judge
 from airflow_ml_provider.operators.session import StepSession
 from airflow_ml_provider.tracking import pod_record
@@ -85,8 +87,8 @@ class PodTry:
         """
         Take up the pod that an earlier try has left, or make one.
 
-        :return: The pod, or the end of one: of an earlier try's that is gone and had done its work, or of one that could not
-            be made; and what it was given.
+        :return: The pod, or the end of one: of an earlier try's that is gone, or was evicted, and had done its work, or of one
+            that could not be made; and what it was given.
         :raises CacheHitError: no pod is taken up, and none is to be made, as there is an earlier result.
         :raises ConfigError: something of the step is wrong, and nothing was made; a retry never helps.
         :raises SupersededError: a later try or clear has taken over.
@@ -96,8 +98,9 @@ class PodTry:
             run_id, tree = self.session.record.run.run_id, self.session.recorder.tree
             self._tags = tags_of(self._patiently("read the step's run", lambda: tree.get(run_id)))
         found = self.submission.plan()
-        if found.pod is None and (gone := self._left_by_a_pod_that_is_gone()) is not None:
-            return gone
+        if found.pod is None and (left := self._left_by_a_pod_of_before(found)) is not None:
+            self.submission.sweep(found.over)
+            return left
         try:
             started = self.submission.start(self._body, found)
         except CacheHitError:
@@ -111,8 +114,8 @@ class PodTry:
             self._abandon()
             return started, self._prepared.plan if self._prepared else StepPlan(try_number=self.number, tells=False)
         number = int(started.labels.get(TRY_LABEL) or self.number)
+        self._hand_over_secret(started)  # also to the pod of another's create: the Secret was made anew, and is nobody's
         if self._prepared is not None and number == self.number:
-            self._hand_over_secret(started)
             return started, self._prepared.plan
         self._abandon()
         return started, self.read_plan(number)
@@ -161,17 +164,23 @@ class PodTry:
         store, run = self.session.recorder.store, self.session.record.run
         return self._patiently("read the step's manifest", lambda: pod_record.read_manifest(store, run, plan.try_number, sha256))
 
-    def _left_by_a_pod_that_is_gone(self) -> tuple[PodOutcome, StepPlan] | None:
-        """Look whether the pod of an earlier try, which nobody has read and which is gone, had done its work."""
+    def _left_by_a_pod_of_before(self, found: PodPlan) -> tuple[PodOutcome, StepPlan] | None:
+        """Look whether the pod of an earlier try, which nobody has read and which is gone or has failed, had done its work."""
         number, _, clears = self._tags.get(pod_record.WAITING, "").partition("/")
         if not number.isdigit() or clears != str(self.submission.clears):
             return None
         plan = self.read_plan(int(number))
         namespace, _, name = self._tags.get(pod_record.POD, "").partition("/")
+        failed = next((each for each in found.over if each.name == name and each.phase == "Failed"), None)
         outcome = PodOutcome(
             end=PodEnd.DELETED, pod=name, namespace=namespace, gone=True, message="It was gone before it was read."
         )
+        if failed is not None:
+            outcome = _end_of(failed, COLLECT if plan.beside else None)
         if not judge(outcome, plan, self._manifest(plan, "")).succeeded:
+            if failed is not None:  # it is deleted now, and must not be taken for one that had done its work by the next try
+                run_id, tree = self.session.record.run.run_id, self.session.recorder.tree
+                self._patiently("tag the step's run", lambda: tree.set_tags(run_id, {pod_record.WAITING: ""}))
             return None
         log.info("Pod %s of try %s is gone and had stored everything. The step is not run again.", name, number)
         return outcome, plan
@@ -227,3 +236,9 @@ class PodTry:
 
     def _patiently(self, what: str, call: Callable[[], T]) -> T:
         return patiently(what, call, self.session.settings.patience_s)
+
+
+def _end_of(pod: PodSnapshot, sidecar: str | None) -> PodOutcome:
+    """Judge a pod as whoever had waited for it would; it is told as gone, since it is about to be put away."""
+    found = pod_verdict.verdict(pod, MAIN, sidecar, seen_going=False)
+    return pod_verdict.outcome(pod, found, MAIN, sidecar, gone=True)

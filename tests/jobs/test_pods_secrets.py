@@ -13,7 +13,7 @@ from airflow_ml_provider.exceptions import ConfigError, RemoteNotFoundError
 from airflow_ml_provider.jobs.pod_secrets import PodSecrets
 from airflow_ml_provider.jobs.pods import PodJobs
 from airflow_ml_provider.models.run import StepIdentity
-from tests.jobs.pods_cluster import Answers, busybox, cluster_pods, on_cluster, until
+from tests.jobs.pods_cluster import Answers, busybox, cluster_pods, on_cluster, status, until
 
 FIRST, SECOND = Generation(clears=0), Generation(clears=0, renewals=1)
 
@@ -79,6 +79,19 @@ class TestRealCluster:
             PodSecrets(cluster).create(step, FIRST, {"a bad key": "s3cret"})
         assert "s3cret" not in str(caught.value)
         assert "czNjcmV0" not in str(caught.value)
+
+
+def test_a_secret_that_a_pod_of_before_owned_is_nobodys_until_its_new_pod_is_there() -> None:
+    step = StepIdentity(dag_id="d", run_id="r", task_id="t")
+    with Answers() as server:
+        server.prepared = [status(409, "already exists", "AlreadyExists"), (200, {})]
+        jobs = server.jobs()
+        name = PodSecrets(jobs).create(step, FIRST, {"token": "s3cret"})
+        (_, _, _, made), (method, path, _, changed) = server.asked
+        assert (method, path) == ("PATCH", f"/api/v1/namespaces/n/secrets/{name}")
+        assert "ownerReferences" not in made["metadata"]
+        assert changed["metadata"] == {**made["metadata"], "ownerReferences": None}, "null takes it away in a merge patch"
+        jobs.close()
 
 
 def test_values_that_do_not_fit_are_refused_before_anything_is_sent() -> None:

@@ -303,3 +303,61 @@ def test_a_pod_that_does_not_go_is_told_and_nothing_is_made(store: Store) -> Non
         assert "still there after 150 s" in told.message
         assert {each[0] for each in server.asked} == {"GET"}
         work.jobs.close()
+
+
+def seen(phase: str, *, main: str = "waiting") -> dict[str, Any]:
+    container = {"name": "base", "state": {main: {"exitCode": 3} if main == "terminated" else {}}}
+    return made(ALICE) | {"status": {"phase": phase, "containerStatuses": [container]}}
+
+
+@pytest.mark.parametrize("on_finish", ["keep_pod", "delete_succeeded_pod", "delete_active_pod"])
+@pytest.mark.parametrize(
+    ("answer", "asked"),
+    [
+        ((200, seen("Pending")), ["PATCH", "DELETE"]),
+        ((200, seen("Running", main="running")), ["PATCH", "DELETE"]),
+        ((200, seen("Running", main="terminated")), ["PATCH"]),
+        ((200, seen("Failed", main="terminated")), ["PATCH"]),
+        ((200, seen("Failed")), ["PATCH"]),
+        (status(404, "not found", "NotFound"), ["PATCH"]),
+        (status(403, "forbidden", "Forbidden"), ["PATCH"]),
+    ],
+    ids=["waits for room", "runs", "has just ended", "failed", "evicted", "gone", "unknown"],
+)
+def test_what_is_kept_is_a_pod_that_has_ended(store: Store, on_finish: Any, answer: Any, asked: list[str]) -> None:
+    with Answers() as server:
+        server.prepared = [answer, (200, {})]
+        work = PodSubmission(server.jobs(), store, ALICE, 0, on_finish=on_finish, patience_s=0)
+        work.finish(PodSnapshot(name="p", namespace="n", uid="u"), succeeded=False)
+        assert [each[0] for each in server.asked] == asked
+        assert {each[1] for each in server.asked} == {"/api/v1/namespaces/n/pods/p"}
+        if "DELETE" in asked:
+            assert server.asked[1][3]["preconditions"] == {"uid": "u"}
+        work.jobs.close()
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["taken up", "deferred"])
+@pytest.mark.parametrize(
+    ("on_finish", "phase", "read", "deleted"),
+    [
+        ("delete_pod", "Succeeded", False, True),
+        ("delete_pod", "Failed", False, True),
+        ("delete_pod", "Failed", True, False),
+        ("delete_succeeded_pod", "Succeeded", False, True),
+        ("delete_succeeded_pod", "Failed", False, False),
+        ("keep_pod", "Succeeded", False, False),
+        ("keep_pod", "Running", False, True),
+    ],
+)
+def test_a_task_that_is_killed_while_it_records_leaves_no_pod_that_would_not_be_kept(
+    store: Store, on_finish: Any, phase: str, read: bool, deleted: bool, known: bool
+) -> None:
+    pod = seen(phase)
+    pod["metadata"]["labels"] = pod["metadata"]["labels"] | ({READ: "true"} if read else {})
+    with Answers() as server:
+        server.prepared = [*([] if known else [(200, {"items": [pod]})]), (200, {})]
+        work = PodSubmission(server.jobs(), store, ALICE, 0, on_finish=on_finish, patience_s=0)
+        work.pod = PodSnapshot.from_json(pod) if known else None
+        work.stop_at_once()
+        assert [each[0] for each in server.asked if each[0] != "GET"] == ["DELETE"] * deleted
+        work.jobs.close()

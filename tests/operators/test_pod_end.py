@@ -19,17 +19,23 @@ from airflow_ml_provider.exceptions import (
     PodError,
     PodFailedError,
     PodImageError,
+    PodNotStartedError,
     PodOutOfMemoryError,
     PodPreemptedError,
+    PodUnreachableError,
     RemoteUnavailableError,
 )
-from airflow_ml_provider.models.pod import PodEnd, PodOutcome
+from airflow_ml_provider.jobs.pod_submission import PodSubmission
+from airflow_ml_provider.models.pod import PodEnd, PodOutcome, PodSnapshot
 from airflow_ml_provider.models.pod_options import PodOptions
 from airflow_ml_provider.models.pod_step import StepManifest, StepMessage, StepWritten
+from airflow_ml_provider.models.run import StepIdentity
 from airflow_ml_provider.operators.pod_end import PodFailException, in_time, is_final, parting, raise_failure
 from airflow_ml_provider.operators.pod_retry import retry_delay
 from airflow_ml_provider.operators.pod_verdict import AFTERWARDS, Verdict, completed, judge
 from airflow_ml_provider.tracking.pod_record import PlannedOutput, StepPlan
+from tests.jobs.conftest import Store
+from tests.jobs.pods_cluster import Answers
 
 FINAL: list[tuple[PodEnd, type[PodError]]] = [
     (PodEnd.IMAGE, PodImageError),
@@ -253,7 +259,7 @@ class Task:
 
     def __init__(self, *, own_policy: bool = False, on_finish: str = "delete_pod") -> None:
         self.own_policy, self.killed = own_policy, 0
-        self.submission = SimpleNamespace(killed=False, pod=None, on_finish=on_finish)
+        self.submission: Any = SimpleNamespace(killed=False, pod=None, on_finish=on_finish)
 
     def on_kill(self) -> None:
         self.killed += 1
@@ -268,18 +274,54 @@ class TestTheTimeLimit:
         assert isinstance(raised.value if own_policy else raised.value.__cause__, PodDeadlineError)
         assert "its execution_timeout of 0:05:00" in str(raised.value)
 
-    @pytest.mark.parametrize(("on_finish", "killed"), [("delete_pod", 0), ("keep_pod", 1), ("delete_succeeded_pod", 1)])
-    def test_a_pod_that_would_be_kept_does_not_run_on(self, on_finish: str, killed: int) -> None:
+    @pytest.mark.parametrize("on_finish", ["delete_pod", "keep_pod", "delete_succeeded_pod"])
+    def test_a_pod_that_may_just_have_been_made_does_not_run_on(self, on_finish: str) -> None:
         task = Task(on_finish=on_finish)
         with pytest.raises(PodFailException), parting(task, {}), in_time(task):  # type: ignore[arg-type,typeddict-item]
             raise AirflowTaskTimeout
-        assert task.killed == killed
+        assert task.killed == 1
 
-    def test_a_pod_whose_program_has_failed_is_kept_as_it_is(self) -> None:
-        task = Task(on_finish="keep_pod")
-        with pytest.raises(PodFailException), parting(task, {}):  # type: ignore[arg-type,typeddict-item]
-            raise PodFailException("x") from PodFailedError("x")
-        assert task.killed == 0
+
+def now(phase: str, **state: Any) -> tuple[int, dict[str, Any]]:
+    """The API server's answer about a pod."""
+    meta = {"name": "p", "namespace": "n", "uid": "u"}
+    return 200, {"metadata": meta, "status": {"phase": phase, "containerStatuses": [{"name": "base", "state": state}]}}
+
+
+WAITS, RUNS, FAILED = now("Pending", waiting={}), now("Running", running={}), now("Failed", terminated={"exitCode": 3})
+
+
+class TestParting:
+    @pytest.mark.parametrize("deferred", [False, True], ids=["in a worker", "deferred"])
+    @pytest.mark.parametrize("on_finish", ["keep_pod", "delete_succeeded_pod"])
+    @pytest.mark.parametrize(
+        ("end", "error", "pod", "deleted"),
+        [
+            (PodEnd.NO_ROOM, PodFailException("x"), WAITS, True),
+            (PodEnd.CONFIG, PodFailException("x"), WAITS, True),
+            (PodEnd.NOT_STARTED, PodNotStartedError("x"), WAITS, True),
+            (PodEnd.IMAGE_PULL, ImagePullError("x"), WAITS, True),
+            (PodEnd.UNREACHABLE, PodUnreachableError("x"), RUNS, True),
+            (PodEnd.DEADLINE, PodFailException("x"), RUNS, True),
+            (PodEnd.FAILED, PodFailException("x"), FAILED, False),
+            (PodEnd.OUT_OF_MEMORY, PodFailException("x"), FAILED, False),
+        ],
+    )
+    def test_a_pod_that_nobody_waits_for_any_more_is_kept_only_if_it_has_ended(
+        self, end: PodEnd, error: Exception, pod: Any, deleted: bool, on_finish: str, deferred: bool
+    ) -> None:
+        with Answers() as server:
+            server.prepared = [pod, (200, {})]
+            task, context = Task(on_finish=on_finish), {"ti": SimpleNamespace(try_number=2, max_tries=1)}
+            step = StepIdentity(dag_id="d", run_id="r", task_id="t")
+            task.submission = PodSubmission(server.jobs(), Store(), step, 1, on_finish=on_finish, patience_s=0)  # type: ignore[arg-type]
+            if not deferred:
+                task.submission.pod = PodSnapshot(name="p", namespace="n", uid="u")  # as it was when it was made
+            with pytest.raises(type(error)), parting(task, context, ended(end) if deferred else None):  # type: ignore[arg-type]
+                raise error
+            assert [each[0] for each in server.asked] == ["PATCH", *["DELETE"] * deleted]
+            assert task.killed == 0
+            task.submission.jobs.close()
 
 
 class TestTheRetry:

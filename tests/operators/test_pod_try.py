@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from airflow_ml_provider.core.submission import Generation
 from airflow_ml_provider.exceptions import ArtifactError, ConfigError
 from airflow_ml_provider.hooks.mlflow import MlflowApi
 from airflow_ml_provider.jobs.pod_submission import PodSubmission
-from airflow_ml_provider.models.pod import PodEnd, PodOutcome, PodSnapshot
+from airflow_ml_provider.models.pod import ContainerStatus, PodEnd, PodOutcome, PodSnapshot
 from airflow_ml_provider.models.pod_step import StepManifest, StepMessage, StepWritten
 from airflow_ml_provider.models.run import Attempt, StepIdentity, StepRecord
 from airflow_ml_provider.operators.pod_try import PodTry, Prepared
@@ -25,6 +26,7 @@ from airflow_ml_provider.tracking.pod_record import StepPlan
 from airflow_ml_provider.tracking.record import Recorder
 from airflow_ml_provider.tracking.runs import status_of, tags_of
 
+BODY: dict[str, Any] = {"metadata": {"labels": {"try_number": "2"}}, "spec": {"volumes": []}}
 SHA = hashlib.sha256(b"w").hexdigest()
 
 
@@ -37,8 +39,11 @@ class Pods:
         self.pods: dict[str, PodSnapshot] = {}
         self.bodies: list[dict[str, Any]] = []
         self.refuse: Exception | None = None
+        self.on_create: Callable[[], None] = lambda: None
+        self.api: Any = None
 
     def create(self, body: Mapping[str, Any]) -> PodSnapshot:
+        self.on_create()
         if self.refuse:
             raise self.refuse
         self.bodies.append(dict(body))
@@ -54,9 +59,15 @@ class Pods:
     def delete(self, name: str, *, uid: str = "", grace_s: int | None = None) -> None:
         self.pods.pop(name, None)
 
-    def label(self, name: str, labels: Mapping[str, str], *, uid: str = "") -> bool:
+    def label(self, name: str, labels: Mapping[str, str], *, uid: str = "") -> PodSnapshot:
         self.pods[name] = self.pods[name].model_copy(update={"labels": {**self.pods[name].labels, **labels}})
-        return True
+        return self.pods[name]
+
+    def end(self, name: str, code: int = 0, **fields: Any) -> None:
+        """Let the program of a pod end, and another container beside it fail: so the pod has failed."""
+        codes = {"base": code, "checker": 3}
+        all_of = [ContainerStatus(name=each, state="terminated", exit_code=codes[each]) for each in codes]
+        self.pods[name] = self.pods[name].model_copy(update={"phase": "Failed", "containers": all_of, **fields})
 
 
 class Memory(dict[str, Any]):
@@ -185,6 +196,45 @@ class TestStarting:
         assert isinstance(pod, PodSnapshot)
         assert (plan.try_number, len(lab.pods.bodies)) == (2, 2)
 
+    @pytest.mark.parametrize("remembers", [True, False], ids=["with a state store", "before Airflow 3.3"])
+    def test_a_pod_that_has_failed_is_no_success_though_it_had_stored_everything(self, lab: Lab, remembers: bool) -> None:
+        first = lab.attempt(1)
+        before, _ = first.start()
+        assert isinstance(before, PodSnapshot)
+        lab.tell(first, outputs=ALL)
+        lab.pods.end(before.name)
+        pod, plan = lab.attempt(2, memory=None if remembers else Memory()).start()
+        assert isinstance(pod, PodSnapshot)
+        assert (plan.try_number, len(lab.pods.bodies)) == (2, 2)
+        assert before.uid not in {each.uid for each in lab.pods.pods.values()}
+
+    def test_a_failed_pod_that_was_put_away_is_not_asked_for_by_a_try_that_made_none(self, lab: Lab) -> None:
+        first = lab.attempt(1)
+        before, _ = first.start()
+        assert isinstance(before, PodSnapshot)
+        lab.tell(first, outputs=ALL)
+        lab.pods.end(before.name)
+        second = lab.attempt(2)
+        second._prepare = lambda _: pytest.fail("the worker is gone")
+        with pytest.raises(pytest.fail.Exception):
+            second.start()
+        assert lab.pods.pods == {}
+        pod, plan = lab.attempt(3).start()
+        assert isinstance(pod, PodSnapshot)
+        assert (plan.try_number, len(lab.pods.bodies)) == (3, 2)
+
+    def test_one_that_was_evicted_after_it_had_stored_everything_is_and_is_put_away(self, lab: Lab) -> None:
+        first = lab.attempt(1)
+        before, _ = first.start()
+        assert isinstance(before, PodSnapshot)
+        lab.tell(first, outputs=ALL)
+        lab.pods.end(before.name, 137, reason="Evicted", message="the node was low on memory")
+        second = lab.attempt(2)
+        outcome, plan = second.start()
+        assert isinstance(outcome, PodOutcome)
+        assert (outcome.end, plan.try_number, len(lab.pods.bodies), lab.pods.pods) == (PodEnd.EVICTED, 1, 1, {})
+        assert second.record(outcome, plan)[0].succeeded
+
     def test_a_clear_runs_the_step_again_whatever_is_on_record(self, lab: Lab) -> None:
         first = lab.attempt(1)
         first.start()
@@ -193,6 +243,24 @@ class TestStarting:
         pod, plan = lab.attempt(2, clears=1).start()
         assert isinstance(pod, PodSnapshot)
         assert plan.try_number == 2
+
+    @pytest.mark.parametrize("by", [1, 2], ids=["an earlier try's, whose create came late", "its own"])
+    def test_a_secret_is_given_to_the_pod_that_is_there(self, lab: Lab, by: int) -> None:
+        owners: list[Any] = []
+        if by == 1:
+            lab.attempt(1).start()
+            late, lab.pods.pods = lab.pods.pods, {}
+            lab.memory.clear()
+            lab.pods.on_create = lambda: lab.pods.pods.update(late)
+        lab.pods.api = SimpleNamespace(
+            json=lambda method, _, body: owners.append((method, body["metadata"].get("ownerReferences")))
+        )
+        attempt = lab.attempt(2)
+        attempt._prepare = lambda _: Prepared(StepPlan(try_number=2), BODY, secret={"token": "s3cret"})
+        pod, plan = attempt.start()
+        assert (plan.try_number, isinstance(pod, PodSnapshot)) == (by, True)
+        (made, nobodys), (given, (owner,)) = owners
+        assert (made, nobodys, given, owner["uid"]) == ("POST", None, "PATCH", pod.uid)
 
     def test_models_of_a_pod_that_cannot_be_made_are_taken_back(self, lab: Lab) -> None:
         lab.pods.refuse = ConfigError("no such priority class")
