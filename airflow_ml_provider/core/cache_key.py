@@ -24,6 +24,13 @@ Redact = Callable[[Any, str], Any]
 AS_IT_IS: Redact = lambda value, _: value  # noqa: E731
 _PLAIN_NAME = re.compile(r"[\w.\-\[\]/:]+", re.ASCII)
 
+_LOGIN = re.compile(r"://\S*@")
+DATE = re.compile(
+    r"(?<![A-Za-z0-9])\d{4}-(?:0[1-9]|1[0-2])-(?:[0-2]\d|3[01])(?!\d)"
+    r"|(?<![A-Za-z0-9])(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:[0-2]\d|3[01])(?!\d)"
+)
+"""A date that stands for itself; of a variable, nothing else is shown."""
+
 
 @dataclass(frozen=True)
 class InputFact:
@@ -161,8 +168,22 @@ def value_part(value: object, where: str, redact: Redact = AS_IT_IS, name: str =
     if not json_keeps(value):
         # What redaction does not look into is not shown.
         return CachePart(digest=digest, shown=shorten(f"{type(value).__qualname__} {digest[:8]}"))
-    seen = redact(value, name)
+    seen = without_logins(redact(value, name))
     return CachePart(digest=digest, shown=shorten(seen if isinstance(seen, str) else repr(seen)))
+
+
+def without_logins(value: Any) -> Any:
+    """
+    Take users and passwords out of the addresses in a value that people may see.
+
+    :param value: Plain JSON.
+    :return: The same with ``://***@`` in their place.
+    """
+    if isinstance(value, str):
+        return _LOGIN.sub("://***@", value)
+    if isinstance(value, Mapping):
+        return {key: without_logins(each) for key, each in value.items()}
+    return [without_logins(each) for each in value] if isinstance(value, list) else value
 
 
 def named(kind: str, name: str) -> str:
@@ -185,7 +206,10 @@ def _what_runs(policy: Cache, facts: KeyFacts, redact: Redact) -> dict[str, Cach
     if policy.image and facts.image is not None:
         parts["image"] = value_part(facts.image, "image", redact)
     for name, value in facts.environment.items():
-        parts[named("environment", name)] = value_part(value, f"environment variable {name!r}", redact, name)
+        part = value_part(value, f"environment variable {name!r}")
+        # Secrets stand there, under any name. Its dates stay, as they say why a key is new each time.
+        dates = dict.fromkeys(DATE.findall(str(redact(value, name))))
+        parts[named("environment", name)] = part.model_copy(update={"shown": shorten(" ".join([part.digest[:8], *dates]))})
     return parts
 
 
@@ -201,15 +225,15 @@ def _input_parts(
                 f"input {name!r} has no digest on record ({redact(each.ref.uri, name)}): nobody can say whether it has changed. "
                 f"Leave it out with Cache(ignore=[{name!r}]), and name its version in Cache(extras={{...}})."
             )
-    seen = [[each.ref.sha256, each.ref.type, each.ending, each.directory] for each in many]
+    facts = [[each.ref.sha256, each.ref.type, each.ending, each.directory] for each in many]
     digests = ", ".join(str(each.ref.sha256)[:8] for each in many)
-    whole = canonical(["one" if isinstance(fact, InputFact) else "many", *seen], f"input {name!r}")
+    whole = canonical(["one" if isinstance(fact, InputFact) else "many", *facts], f"input {name!r}")
     parts = {named("input", name): CachePart(digest=digest_of(whole), shown=shorten(digests))}
     if metadata and any(each.metadata for each in many):
         told = [dict(each.metadata or {}) for each in many]
         shown = told[0] if isinstance(fact, InputFact) else told
-        part = value_part(told, f"the metadata of input {name!r}")
-        parts[named("input", name) + " metadata"] = part.model_copy(update={"shown": shorten(repr(redact(shown, name)))})
+        part, seen = value_part(told, f"the metadata of input {name!r}"), without_logins(redact(shown, name))
+        parts[named("input", name) + " metadata"] = part.model_copy(update={"shown": shorten(repr(seen))})
     return parts
 
 

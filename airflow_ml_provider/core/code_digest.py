@@ -8,24 +8,26 @@ end. Names of modules and paths of folders are not part of it: Airflow calls a D
 from __future__ import annotations
 
 import builtins
-import enum
 import hashlib
 import inspect
 import os
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
+from airflow_ml_provider.core.cache_key import without_logins
 from airflow_ml_provider.core.canonical import digest_of, text_of
 from airflow_ml_provider.core.code_objects import (
     BUILTINS,
-    DEEP,
+    HOLDERS,
+    MODULE_NAMES,
     Around,
+    Task,
+    attributes_of,
     byte_code,
     contents,
     distinct,
@@ -35,20 +37,26 @@ from airflow_ml_provider.core.code_objects import (
     join,
     made_by_call,
     numbered,
+    own_below,
     wrapped,
 )
 from airflow_ml_provider.core.code_places import Found, Places
 from airflow_ml_provider.core.code_source import Piece, SourceFile
-from airflow_ml_provider.core.code_values import REMEDY, CodeWriter, TrialWriter, made_class, members, refuse_circle, unlooked
+from airflow_ml_provider.core.code_values import (
+    REMEDY,
+    CodeWriter,
+    LenientWriter,
+    can_be_written,
+    made_class,
+    members,
+    refuse_circle,
+    unlooked,
+)
 from airflow_ml_provider.exceptions import ConfigError
 from airflow_ml_provider.models.cache import CachePart, json_keeps, shorten
 
 Node = list[Any]
 Redact = Callable[[Any, str], Any]
-_MODULE_NAMES = {
-    *("__name__", "__file__", "__doc__", "__package__", "__spec__", "__loader__", "__builtins__", "__path__", "__cached__")
-}
-"""What a module says of itself; other on another worker."""
 _OURS = ("airflow", "airflow_ml_provider")
 
 
@@ -77,15 +85,6 @@ def code_parts(function: Callable[..., Any], folder: Path, redact: Redact = lamb
     return _Walk(inner, Places(folder, inner.__code__.co_filename), redact).parts(layers)
 
 
-@dataclass(frozen=True)
-class _Task:
-    """Something of which the digest is still to be made."""
-
-    label: str
-    write: Callable[[], Node]
-    shown: tuple[Any, str] | None = None
-
-
 class _Walk:
     """One walk through all that a function uses."""
 
@@ -97,16 +96,16 @@ class _Walk:
         self._files: dict[str, SourceFile | None] = {}
         self._labels: dict[Any, str] = {}
         self._alive: list[Any] = []  # an id stands for nothing once its object is gone
-        self._strict: dict[Any, _Task] = {}
-        self._lenient: dict[Any, _Task] = {}
+        self._strict: dict[Any, Task] = {}
+        self._lenient: dict[Any, Task] = {}
         self._queue = self._strict
         self._at = root.__name__  # what is being looked at
-        self._writer = CodeWriter(self)
+        self._exact, self._rough = CodeWriter(self), LenientWriter(self)
 
     def parts(self, layers: Sequence[Any]) -> dict[str, CachePart]:
         key = ("function", id(self._root))
         self._labels[key] = ""
-        self._strict[key] = _Task(
+        self._strict[key] = Task(
             "", lambda: [self._function(self._root, "", decorators=False), [self.thing(each) for each in layers]]
         )
         found: dict[str, CachePart] = {}
@@ -128,11 +127,14 @@ class _Walk:
             found[f"code of {task.label}" if task.label else "code"] = CachePart(digest=digest, shown=self._shown(task, digest))
         return dict(sorted(found.items()))
 
-    def _shown(self, task: _Task, digest: str) -> str:
+    @property
+    def _writer(self) -> CodeWriter:
+        return self._exact if self._queue is self._strict else self._rough
+
+    def _shown(self, task: Task, digest: str) -> str:
         if task.shown is None or not json_keeps(task.shown[0]):
             return digest[:8]
-        value, name = task.shown
-        seen = self._redact(value, name)
+        seen = without_logins(self._redact(*task.shown))
         return shorten(seen if isinstance(seen, str) else repr(seen))
 
     def thing(self, value: Any, label: str = "") -> Node | None:
@@ -144,7 +146,7 @@ class _Walk:
         if isinstance(value, types.FunctionType):
             return self._function_name(value, label)
         if self._is_foreign_wrapper(value):
-            return ["elsewhere", foreign_name(type(value)), *self._inside(value)]
+            return ["elsewhere", foreign_name(type(value)), *self.inside(value)]
         if isinstance(value, BUILTINS) and isinstance(getattr(value, "__self__", None), types.ModuleType | None):
             return ["elsewhere", foreign_name(value)]
         return None
@@ -172,9 +174,9 @@ class _Walk:
         return found + [self._lightly(each) for each in contents(function)]
 
     def _lightly(self, value: Any) -> Node:
-        if self._can_be_written(value):
+        if can_be_written(self, value):
             return self._writer.write(value, "a closure")
-        return ["unreadable", foreign_name(type(value)), *self._inside(value)]
+        return ["unreadable", foreign_name(type(value)), *self.inside(value)]
 
     def class_name(self, kind: type) -> Node:
         """Name a class; one of the author's is written too."""
@@ -197,7 +199,7 @@ class _Walk:
             final = next(each for each in numbered(label) if each not in taken)
             self._labels[key] = final
             self._alive.append(kept)
-            self._queue[key] = _Task(final, lambda: write(final), shown)
+            self._queue[key] = Task(final, lambda: write(final), shown)
         elif key in self._lenient and self._queue is self._strict:
             self._strict[key] = self._lenient.pop(key)
         return ["own", self._labels[key]]
@@ -215,8 +217,7 @@ class _Walk:
             loaded,
             self._defaults(function, what),
             self._names(piece, around, function.__code__.co_filename),
-            # What is set on a function may be its memory, and is taken as far as it is plain.
-            self._plain({name: each for name, each in vars(function).items() if name != "__wrapped__"}),
+            self._attributes(function.__qualname__, {n: each for n, each in vars(function).items() if n != "__wrapped__"}),
             self.thing(wrapped(function)),
         ]
 
@@ -238,10 +239,10 @@ class _Walk:
 
     def _names(self, piece: Piece, around: Around, file: str) -> Node:
         """Write what a piece of source takes from around it."""
-        found = {name: self._name(name, around, piece, file) for name in sorted(piece.names - _MODULE_NAMES)}
+        found = {name: self._name(name, around, piece, file) for name in sorted(piece.names - MODULE_NAMES)}
         found |= {name: self._cell(name, around) for name in around.cells if name not in found}
         queue, self._queue = self._queue, self._lenient
-        hints = {name: self._name(name, around, piece, file) for name in sorted(piece.hinted - _MODULE_NAMES)}
+        hints = {name: self._name(name, around, piece, file) for name in sorted(piece.hinted - MODULE_NAMES)}
         self._queue = queue
         return [sorted(found.items()), sorted(hints.items()), self._imported(piece, around.package)]
 
@@ -260,7 +261,7 @@ class _Walk:
         if isinstance(value, types.ModuleType) and self.places.own_module(value) is not None:
             return [self._module_of(value), *self._parts_of_module(name, value, piece, file)]
         origin = self._origin(name, file)
-        if origin is not None and self.thing(value) is None and not self._can_be_written(value):
+        if origin is not None and self.thing(value) is None and not can_be_written(self, value):
             return origin
         return self.constant((around.place, id(around.names)), join(around.place, name), name, value)
 
@@ -274,13 +275,6 @@ class _Walk:
         except ValueError:
             return ["empty"]
         return self.constant(("closure", id(cell)), f"{around.label}.{name}", name, value)
-
-    def _can_be_written(self, value: Any) -> bool:
-        try:
-            TrialWriter(self).write(value, "")
-        except ConfigError:
-            return False
-        return True
 
     def _origin(self, name: str, file: str) -> Node | None:
         """Say which module of others a name was imported from."""
@@ -356,27 +350,30 @@ class _Walk:
             [self._defaults(each, f"{kind.__qualname__}.{each.__name__}") for each in written],
             [byte_code(each.__code__) for each in written if source and not source.is_loaded(each.__code__)],
             [self.thing(each) for each in functions if each not in written],
-            # What Python keeps in an enum for itself differs from version to version.
-            self._plain(
-                {name: each for name, each in vars(kind).items() if not (name.startswith("_") and issubclass(kind, enum.Enum))}
-            ),
+            self._attributes(kind.__qualname__, attributes_of(kind)),
             members(kind, self._writer),
         ]
 
-    def _plain(self, values: Mapping[str, Any]) -> Node:
-        plain = {name: each for name, each in values.items() if not name.startswith("__") and is_plain(each)}
-        return self._writer.write(dict(sorted(plain.items())), "attributes")
+    def _attributes(self, of: str, values: Mapping[str, Any]) -> Node:
+        """Write what is set on a class or a function: it may be its memory, and is no reason to refuse it."""
+        named = {name: each for name, each in sorted(values.items()) if not name.startswith("__")}
+        plain = {name: each for name, each in named.items() if is_plain(each)}
+        queue, self._queue = self._queue, self._lenient
+        held = [[name, self._held(f"{of}.{name}", each)] for name, each in named.items() if name not in plain]
+        self._queue = queue
+        return [self._writer.write(plain, "attributes"), [each for each in held if each[1]]]
 
-    def _inside(self, value: Any) -> list[Node | None]:
+    def _held(self, where: str, value: Any) -> Node:
+        try:
+            if type(value) in HOLDERS or self.class_name(type(value))[0] == "own":
+                return self._writer.write(value, where)
+            return self.thing(value) or self.inside(value)
+        except Exception:  # noqa: BLE001  # whatever an object raises when it is looked at
+            return ["unreadable"]
+
+    def inside(self, value: Any) -> list[Node | None]:
         """Name the author's functions and classes in something foreign that wraps them."""
-        return distinct([self.thing(each) for each in self._own_below(value, 0)])
-
-    def _own_below(self, value: Any, depth: int) -> Iterator[Any]:
-        for each in contents(value):
-            if isinstance(each, type) or (isinstance(each, types.FunctionType) and self._own_function(each)):
-                yield each
-            elif depth < DEEP:
-                yield from self._own_below(each, depth + 1)
+        return distinct([self.thing(each) for each in own_below(value, self._own_function)])
 
     def _own_function(self, function: types.FunctionType) -> bool:
         file = function.__code__.co_filename

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import enum
 import functools
 import itertools
 import sys
 import types
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,16 @@ BUILTINS = (types.BuiltinFunctionType, types.MethodWrapperType, types.WrapperDes
 """Functions that were not written in Python."""
 DEEP = 4
 """Levels of foreign wrappers and containers in which the author's functions are looked for."""
+
+HOLDERS = (
+    *(dict, list, tuple, set, frozenset, deque, defaultdict, OrderedDict, functools.partial),
+    *(types.SimpleNamespace, types.MappingProxyType),
+)
+"""Kinds of others that hold what they are given."""
+MODULE_NAMES = {
+    *("__name__", "__file__", "__doc__", "__package__", "__spec__", "__loader__", "__builtins__", "__path__", "__cached__")
+}
+"""What a module says of itself; other on another worker."""
 
 _HEAP = 1 << 9
 """Flag of a class that was made while Python ran."""
@@ -43,6 +55,21 @@ class Around:
     def package(self) -> str | None:
         """Package that imports with points in it start from."""
         return self.names.get("__package__")
+
+
+@dataclass(frozen=True)
+class Task:
+    """
+    Something of which the digest is still to be made.
+
+    :param label: Its name for people.
+    :param write: Writes it.
+    :param shown: Value and name of a constant, to be shown.
+    """
+
+    label: str
+    write: Callable[[], list[Any]]
+    shown: tuple[Any, str] | None = None
 
 
 def contents(value: Any) -> Iterator[Any]:
@@ -104,6 +131,37 @@ def functions_of(attribute: Any) -> list[types.FunctionType]:
         found = [attribute.func]
     inner = [wrapped(each) or each for each in found]
     return [each for each in inner if isinstance(each, types.FunctionType)]
+
+
+def attributes_of(kind: type) -> dict[str, Any]:
+    """
+    List what is set on a class, but for its functions.
+
+    :param kind: The class.
+    :return: Value per name, members of an enum left out; what Python keeps in one for itself differs from version to version.
+    """
+    hidden, left = ("_", kind.__members__) if issubclass(kind, enum.Enum) else ("__", {})
+    return {
+        name: each
+        for name, each in vars(kind).items()
+        if not name.startswith(hidden) and name not in left and not functions_of(each)
+    }
+
+
+def own_below(value: Any, own: Callable[[types.FunctionType], bool], depth: int = 0) -> Iterator[Any]:
+    """
+    List classes, and the author's functions, in something that wraps them.
+
+    :param value: Anything.
+    :param own: Whether a function is the author's.
+    :param depth: Levels above it.
+    :return: What is found in up to :data:`DEEP` levels.
+    """
+    for each in contents(value):
+        if isinstance(each, type) or (isinstance(each, types.FunctionType) and own(each)):
+            yield each
+        elif depth < DEEP:
+            yield from own_below(each, own, depth + 1)
 
 
 def is_plain(value: Any) -> bool:

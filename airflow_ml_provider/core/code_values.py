@@ -15,15 +15,24 @@ from collections.abc import Callable, Iterator
 from pathlib import PurePath
 from typing import Any, Protocol
 
-from airflow_ml_provider.core.canonical import DAG_MODULE, Writer
-from airflow_ml_provider.core.code_objects import DEEP, contents, foreign_name, functions_of
+from airflow_ml_provider.core.canonical import DAG_MODULE, Writer, digest_of, text_of
+from airflow_ml_provider.core.code_objects import DEEP, HOLDERS, contents, foreign_name, functions_of
 from airflow_ml_provider.core.code_places import Places
 from airflow_ml_provider.exceptions import ConfigError
+
+log = logging.getLogger(__name__)
 
 REMEDY = (
     "Pass it as a parameter, make it inside the step, or leave the code out with Cache(code=False) and name its version in "
     "Cache(salt=...)."
 )
+
+
+NO_SETTINGS = ("_thread", "_threading_local", "threading", "_contextvars", "concurrent.futures.thread", "logging")
+"""Modules of locks and the like, which nobody's result depends on."""
+
+SHORT = 100
+"""Characters of a node that may stand more than once."""
 
 
 class Known(Protocol):
@@ -37,6 +46,9 @@ class Known(Protocol):
 
     def class_name(self, kind: type) -> list[Any]:
         """Name a class."""
+
+    def inside(self, value: Any) -> list[Any]:
+        """Name the author's functions and classes in something foreign that wraps them."""
 
 
 class CodeWriter(Writer):
@@ -99,6 +111,51 @@ class TrialWriter(CodeWriter):
     def other(self, value: Any, where: str) -> list[Any]:
         """Pass over what is written elsewhere."""
         return [] if isinstance(value, types.FunctionType | type | types.ModuleType) else super().other(value, where)
+
+
+def can_be_written(known: Known, value: Any) -> bool:
+    """
+    Say whether all of a value can be written.
+
+    :param known: Names functions, classes and modules.
+    :param value: The value.
+    """
+    try:
+        TrialWriter(known).write(value, "")
+    except ConfigError:
+        return False
+    return True
+
+
+class LenientWriter(CodeWriter):
+    """Writes of what cannot be written all that can be: fields of the author's objects, and what is in containers."""
+
+    def __init__(self, known: Known) -> None:
+        super().__init__(known)
+        self._done: dict[int, tuple[Any, list[Any]]] = {}
+
+    def _write(self, value: Any, where: str) -> list[Any]:
+        if id(value) in self._open:
+            return ["around it"]
+        if id(value) not in self._done:
+            node = super()._write(value, where)
+            if len(text := text_of(node)) < SHORT:
+                return node
+            # Objects that know each other would be written once for each way to them.
+            self._done[id(value)] = (value, ["written", digest_of(text)])
+        return self._done[id(value)][1]
+
+    def _reduced(self, value: Any, where: str) -> list[Any]:
+        if type(value) in HOLDERS or self._known.class_name(type(value))[0] == "own":
+            try:
+                return super()._reduced(value, where)
+            except ConfigError:  # it does not let itself be taken apart
+                return ["fields", foreign_name(type(value)), self._write(getattr(value, "__dict__", None), where)]
+        if can_be_written(self._known, value):
+            return super()._reduced(value, where)
+        if type(value).__module__ not in NO_SETTINGS:
+            log.warning("Cache: %s cannot be part of its key, so a change in it is not seen. %s", where, REMEDY)
+        return ["unreadable", foreign_name(type(value)), *self._known.inside(value)]
 
 
 def made_class(kind: type, writer: Writer) -> list[Any]:

@@ -473,7 +473,7 @@ class Server:
         return meter.written()
 
 
-# Stores: write a file, read a file, list the files below
+# Stores: write a file, read a file, list the files below, delete a file
 
 
 class ProxyStore:
@@ -516,6 +516,10 @@ class ProxyStore:
         for name, is_folder in self._list(below(self.root, path)):
             found += [f"{name}/{more}" for more in self.files(below(path, name))] if is_folder else [name]
         return sorted(found)
+
+    def delete(self, path: str) -> None:
+        """Delete one file."""
+        self.server.patience.run(lambda: self.server.json("DELETE", self._url(path)[len(self.server.url) :]))
 
 
 class UrlStore:
@@ -565,6 +569,8 @@ class PackageStore:
                 raise
             except ImportError as error:
                 raise ConfigError(f"{self.root} cannot be opened: {error}. Install that in the image.") from error
+            except NotImplementedError as error:
+                raise ConfigError(f"the store of {self.root} cannot do that: {error}.") from error
             except FileNotFoundError as error:
                 raise NotFoundError(f"there is no file {error} in {self.root}") from error
             except Exception as error:  # whatever its client raises
@@ -614,6 +620,10 @@ class FsspecStore(PackageStore):
         found = self._told(lambda: self.system.find(folder) if self.system.isdir(folder) else [])
         return sorted(safe(each[len(folder) :].lstrip("/")) for each in found)
 
+    def delete(self, path: str) -> None:
+        """Delete one file."""
+        self._told(lambda: self.system.rm_file(self._path(path)))
+
 
 class MlflowStore(PackageStore):
     """A folder that MLflow's own client opens."""
@@ -649,6 +659,10 @@ class MlflowStore(PackageStore):
             relative = safe(posixpath.relpath(name, path or "."))
             found += [f"{relative}/{each}" for each in self.files(below(path, relative))] if is_folder else [relative]
         return sorted(found)
+
+    def delete(self, path: str) -> None:
+        """Let MLflow delete one file."""
+        self._told(lambda: self.opened.delete_artifacts(path))
 
 
 def open_store(place: Fields, server: Server) -> Any:
@@ -1090,6 +1104,26 @@ def find_output(context: Fields, name: str, points: Mapping[str, Fields]) -> tup
     return path, metadata
 
 
+def make_room(context: Fields, store: Any, name: str, path: str, local: Path) -> None:
+    """Delete what an earlier upload has left in the place of a directory, and would be read as part of it."""
+    sent, whole = notes(context) / f"{name}.sent.json", local.is_dir() and not isinstance(store, UrlStore)
+    now = [below(path, each) for each, _ in files_of(local)] if whole else [path]
+    before = [each for each in read_note(notes(context), sent.name) or [] if each not in now]
+    old = [each for each in before if whole and (not path or each.startswith(f"{path}/"))]
+    for each in old:
+        try:
+            with contextlib.suppress(NotFoundError):
+                store.delete(each)
+        except ConfigError as error:
+            raise OutputError(
+                f"output {name!r}: {each!r} was stored by an earlier upload and is not in the directory any more, and the store "
+                f"does not delete it: {error} Keep the names of its files, or upload it once."
+            ) from error
+    if whole:  # from here on it is neither what it was nor what it will be
+        write_file(notes(context) / f"{name}.stored.json", "null")
+    write_file(sent, json.dumps([each for each in before if each not in old] + now))
+
+
 def store_output(context: Fields, server: Server, name: str, points: Mapping[str, Fields]) -> Fields:
     """Store one output and its metadata, unless just that was stored before; noted when it is whole."""
     spec, (local, metadata) = context["outputs"][name], find_output(context, name, points)
@@ -1098,8 +1132,9 @@ def store_output(context: Fields, server: Server, name: str, points: Mapping[str
         file = f"{name}/{file}"
     earlier = read_note(notes(context), f"{name}.stored.json") or {}
     if not (earlier and earlier["file"] == file and earlier["sha256"] == hash_any(local)[0]):
-        path = file or ("" if spec.get("flat") else name)
-        sha256, size = store_any(open_store(spec["place"], server), path, local)
+        path, store = file or ("" if spec.get("flat") else name), open_store(spec["place"], server)
+        make_room(context, store, name, path, local)
+        sha256, size = store_any(store, path, local)
         earlier = {"type": spec["type"], "file": file, "sha256": sha256, "size": size}
     kept = {**earlier, "metadata": bool(metadata) and spec["type"] != "Metrics"}
     if kept["metadata"]:

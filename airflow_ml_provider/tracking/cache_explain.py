@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from airflow_ml_provider.core.canonical import canonical, digest_of
 from airflow_ml_provider.core.tracking_values import quoted, tags_filter
 from airflow_ml_provider.core.wiring import did_you_mean
 from airflow_ml_provider.exceptions import RemoteNotFoundError
@@ -188,6 +189,7 @@ def _dated(now: CacheEntry, before: CacheEntry, tags: Mapping[str, str]) -> tupl
     run_id, date = tags.get("airflow.run_id", ""), tags.get("airflow.logical_date", "")
     day = date[:10] if _DAY.match(date) else ""
     held = [each for each in (run_id, day, day.replace("-", "")) if each]
+    whole = {digest_of(canonical(each)) for each in held}  # of a variable, digest and dates are shown
     return tuple(
         name
         for name, part in now.parts.items()
@@ -195,7 +197,15 @@ def _dated(now: CacheEntry, before: CacheEntry, tags: Mapping[str, str]) -> tupl
         and (other := before.parts.get(name))
         and other.digest != part.digest
         and (
-            any(each == part.shown or (len(each) >= TELLING and each in part.shown) for each in held)
-            or (_DAY.search(part.shown) and part.shown in run_id)
+            part.digest in whole
+            or any(each == part.shown or (len(each) >= TELLING and each in part.shown) for each in held)
+            or any(each in run_id for each in _dates(name, part.shown))
         )
     )
+
+
+def _dates(name: str, shown: str) -> list[str]:
+    """List what of a part may be the date in the id of its DAG run."""
+    if name.startswith("environment "):
+        return shown.split(" ")[1:]
+    return [shown] if _DAY.search(shown) else []

@@ -325,6 +325,201 @@ def test_what_a_module_has_read_from_a_file_counts_as_far_as_it_is_taken(tmp_pat
     assert key_of(tmp_path / "3", {**files, "conf.json": '{"low": 2}'}).digest != one.digest
 
 
+UNPICKLED = """
+    import json, pathlib, threading, types
+    READ = json.loads(pathlib.Path(__file__).with_name("conf.json").read_text())
+    class Frozen:
+        def __init__(self, low): self.low = low
+        def __reduce_ex__(self, protocol): raise TypeError("never")
+    class Settings:
+        def __init__(self, low, more):
+            self.lock, self.me, self.low = threading.Lock(), [self], low
+            self.deep = {"a": [types.SimpleNamespace(lock=self.lock, low=more)]}
+    SETTINGS, DEEP, SPACE = Settings(READ["low"], 0), Settings(0, READ["low"]), types.SimpleNamespace(lock=threading.Lock(), low=READ["low"])
+    FROZEN, PAIRS = Frozen(READ["low"]), [(threading.Lock(), READ["low"])]
+    def limit(lock=threading.Lock()):
+        return READ["low"]
+"""
+
+
+@pytest.mark.parametrize("taken", ["SETTINGS.low", "DEEP.deep['a'][0].low", "SPACE.low", "FROZEN.low", "PAIRS[0][1]", "limit()"])
+def test_of_an_object_that_cannot_be_written_counts_what_can_be(tmp_path, taken):
+    files = {"conf.py": UNPICKLED, "conf.json": '{"low": 1}', "dag.py": f"import conf\ndef step():\n    return conf.{taken}\n"}
+    one = key_of(tmp_path / "1", files)
+    assert changes(key_of(tmp_path / "2", files), one) == []
+    assert key_of(tmp_path / "3", {**files, "conf.json": '{"low": 2}'}).digest != one.digest
+
+
+def test_objects_that_know_each_other_take_no_time(tmp_path):
+    text = """
+        import threading
+        class Node:
+            known, lock = [], threading.Lock()
+            def __init__(self): self.lock, self.others, self.low = Node.lock, Node.known, 3
+        Node.known += [Node() for _ in range(40)]
+        for each in Node.known:
+            each.others = [*Node.known]
+        NODES = Node.known
+        NODES[7].low = int("4")
+    """
+    files = {"conf.py": text, "dag.py": "import conf\ndef step():\n    return conf.NODES\n"}
+    one = key_of(tmp_path / "1", files)
+    assert changes(key_of(tmp_path / "2", files), one) == []
+    assert key_of(tmp_path / "3", replaced(files, '"4"', '"5"')).digest != one.digest
+
+
+@pytest.mark.parametrize(("made", "times"), [("sqlite3.connect(':memory:')", 1), ("threading.Lock()", 0), ("[{'a': 1}]", 0)])
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_what_of_it_cannot_be_written_is_warned_of_but_for_locks(tmp_path, caplog, made, times):
+    conf = f"import sqlite3, threading\nclass Settings:\n    def __init__(self): self.held = {made}\nsettings = Settings()\n"
+    key_of(tmp_path, {"conf.py": conf, "dag.py": "import conf\ndef step():\n    return conf.settings.held\n"})
+    assert caplog.text.count("conf.py:settings['held'] cannot be part of its key, so a change in it is not seen") == times
+
+
+HELD = {
+    "a function in a registry of a class": """
+        class Models:
+            registry = {}
+            @classmethod
+            def register(cls, f):
+                cls.registry[f.__name__] = f
+                return f
+        @Models.register
+        def linear(x):
+            return 1
+        def step(kind):
+            return Models.registry[kind](1)
+    """,
+    "a subclass in a registry of its base": """
+        class Base:
+            known = {}
+            def __init_subclass__(cls, **how):
+                Base.known[cls.__name__] = cls
+        class Linear(Base):
+            def go(self):
+                return 1
+        def step(kind):
+            return Base.known[kind]().go()
+    """,
+    "a class in a list of pairs": """
+        import abc
+        class Base(abc.ABC):
+            known = []
+        class Linear:
+            def go(self):
+                return 1
+        Base.known.append(("linear", Linear))
+        def step():
+            return Base.known[0][1]().go()
+    """,
+    "a function in a list": """
+        class Pipe:
+            steps = []
+        def one(x):
+            return 1
+        Pipe.steps.append(one)
+        def step():
+            return Pipe.steps[0](1)
+    """,
+    "a function in a defaultdict with a lock": """
+        import collections, threading
+        class Pipe:
+            steps = collections.defaultdict(list)
+        def one(x):
+            return 1
+        Pipe.steps["a"] += [threading.Lock(), one]
+        def step():
+            return Pipe.steps["a"][1](1)
+    """,
+    "a function that is set on a function": """
+        def one(x):
+            return 1
+        def two(x):
+            return 3
+        two.impl = one
+        def step():
+            return two.impl(1)
+    """,
+    "a function in a partial that is set on a function": """
+        import functools
+        def one(x):
+            return 1
+        def two(x):
+            return 3
+        two.impl = functools.partial(one, 4)
+        def step():
+            return two.impl()
+    """,
+    "an object that was changed": """
+        class Scaler:
+            def __init__(self, k): self.k = k
+        class Conf:
+            scaler = Scaler(0)
+        def found():
+            return 1
+        Conf.scaler.k = found()
+        def step():
+            return Conf.scaler.k
+    """,
+    "an object that was changed, with a lock": """
+        import threading
+        class Scaler:
+            def __init__(self, k): self.k, self.lock = k, threading.Lock()
+        class Conf:
+            scalers = {"a": [Scaler(0)]}
+        def found():
+            return 1
+        Conf.scalers["a"][0].k = found()
+        def step():
+            return Conf.scalers["a"][0].k
+    """,
+    "the only object of a class": """
+        class Conf:
+            only = None
+            def __init__(self, k): self.k = k
+        def found():
+            return 1
+        Conf.only = Conf(found())
+        Conf.only.same = Conf.only
+        def step():
+            return Conf.only.k
+    """,
+}
+
+
+@pytest.mark.parametrize("what", HELD)
+def test_what_is_held_by_an_attribute_of_a_class_or_a_function_counts(tmp_path, what):
+    one = key_of(tmp_path / "1", HELD[what])
+    assert changes(key_of(tmp_path / "2", HELD[what]), one) == []
+    assert key_of(tmp_path / "3", HELD[what].replace("return 1\n", "return 2\n")).digest != one.digest
+
+
+def test_an_attribute_of_somebody_elses_kind_is_no_reason_to_refuse_a_class(tmp_path, caplog):
+    text = """
+        import abc, collections, ctypes, functools, http.cookies, logging, sqlite3, threading, time, typing
+        from pydantic import BaseModel, PrivateAttr
+        class Odd(collections.UserDict):
+            def values(self): raise OSError("never")
+        class Conf(abc.ABC, typing.Generic[typing.TypeVar("T")]):
+            __slots__ = ("a",)
+            lock, library, odd, log = threading.Lock(), ctypes.CDLL(None), Odd(a=1), logging.getLogger(__name__)
+            local, every = threading.local(), [threading.Lock(), sqlite3.connect(":memory:"), object()]
+            def go(self): return 1
+            memory = http.cookies.SimpleCookie()  # as what SQLAlchemy keeps in a class: another in each process
+            dict.__setitem__(memory, "at", time.perf_counter_ns())
+            one = functools.partialmethod(go)
+            two = functools.cached_property(go)
+        class Fields(BaseModel):
+            low: int = 1
+            _high: list[int] = PrivateAttr(default_factory=list)
+        def step():
+            return Conf, Fields
+        step.lock = [threading.Lock()]
+    """
+    one = key_of(tmp_path / "1", text)
+    assert changes(key_of(tmp_path / "2", text), one) == []
+
+
 def test_the_names_of_parts_say_where_to_look(first):
     names = set(first.parts)
     assert {"code", "code of LIMIT", "code of second", "code of lib/innermost.py", "code of lib/parts.py:scale"} <= names

@@ -29,6 +29,7 @@ from airflow_ml_provider.operators.caching import StepCache
 from airflow_ml_provider.operators.pod import MLPodOperator
 from airflow_ml_provider.operators.pod_build import build_pod
 from airflow_ml_provider.operators.pod_cache import keep_result, look_before_pod, pod_facts
+from airflow_ml_provider.tracking.cache_explain import _dated
 from airflow_ml_provider.tracking.cache_index import Answer
 from airflow_ml_provider.tracking.runs import Run, RunTree, run_id_of, status_of, tags_of
 from tests.airflow_runs import Outcome
@@ -214,9 +215,13 @@ class TestTheKey:
         other = {**given, **template(command=["envoy", "-v"]), "cmds": ["other"], "arguments": ["-x"]}
         assert changes(key_of(cache=Cache(code=False), **other), no_code) == []
 
-    def test_shows_no_secret(self) -> None:
-        shown = key_of(env_vars={"DB_PASSWORD": "tr0ub4dor", "LEVEL": "3"}).parts
-        assert (shown["environment DB_PASSWORD"].shown, shown["environment LEVEL"].shown) == ("***", "3")
+    def test_shows_no_variable_and_no_password_of_an_address(self) -> None:
+        url = "postgresql://ml:tr0ub4dor@db/x"
+        variables = {"DB_PASSWORD": "tr0ub4dor", "DATABASE_URL": url, "WANDB": "tr0ub4dor"}
+        shown = key_of(env_vars=variables, cmds=["sh", "-c", f"train {url}"], arguments=[url]).parts
+        assert not [each for each in shown.values() if "tr0ub4dor" in each.shown]
+        assert shown["environment WANDB"].shown == shown["environment WANDB"].digest[:8]
+        assert shown["command arguments"].shown == "['postgresql://***@db/x']"
 
 
 def function_key(function: Callable[..., Any], **arguments: Any) -> CacheKey:
@@ -364,8 +369,41 @@ def test_a_variable_with_the_date_of_its_dag_run_is_pointed_out(caplog: Any, tmp
     cache.index = SimpleNamespace(look=lambda *_: absent, latest=lambda _: entry)  # type: ignore[assignment]
     assert cache.look(facts("2024-01-02")) is None
     (warned,) = [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
-    assert warned.startswith("Variable 'DAY' (2024-01-02) holds a date, or the id, of this DAG run")
+    assert warned.startswith(
+        f"Variable 'DAY' ({make_key(Cache(), facts('2024-01-02')).parts['environment DAY'].shown}) holds a date, or the id, of this DAG run"
+    )
     assert warned.endswith("Cache(ignore=['DAY']).")
+
+
+@pytest.mark.parametrize(
+    ("value", "dated"),
+    [
+        ("{run}", True),
+        ("s3://x/{run}/table", False),
+        ("{day}", True),
+        ("s3://x/{day}/y.csv", True),
+        ("{day}T00:00:00+00:00", True),
+        ("{compact}", True),
+        ("{compact}T000000", True),
+        ("{compact}{compact}", False),
+        ("key-{letters}", False),
+    ],
+)
+def test_explain_sees_a_variable_with_the_date_or_the_id_of_its_dag_run(value: str, dated: bool) -> None:
+    def entry(day: str, run: str) -> Any:
+        text = value.format(day=day, compact=day.replace("-", ""), run=run, letters=run[-1])
+        return make_key(Cache(), KeyFacts(environment={"DAY": text, "LEVEL": day[-1]}))
+
+    tags = {"airflow.run_id": "big night no 2", "airflow.logical_date": "2024-01-02T00:00:00+00:00"}
+    found = _dated(entry("2024-01-02", "big night no 2"), entry("2024-01-01", "big night no 1"), tags)
+    assert found == (("environment DAY",) if dated else ())
+
+
+def test_explain_sees_a_date_that_only_the_id_of_the_dag_run_has() -> None:
+    one, two = (make_key(Cache(), KeyFacts(environment={"DAY": f"2024-01-0{each}"})) for each in (1, 2))
+    tags = {"airflow.run_id": "scheduled__2024-01-02T00:00:00+00:00", "airflow.logical_date": "2024-01-01T00:00:00+00:00"}
+    assert _dated(two, one, tags) == ("environment DAY",)  # type: ignore[arg-type]
+    assert _dated(two, one, {"airflow.run_id": "manual__x"}) == ()  # type: ignore[arg-type]
 
 
 def test_a_key_that_cannot_be_read_from_a_plan_costs_the_step_nothing(caplog: Any) -> None:

@@ -155,7 +155,7 @@ def serving(script: Answer) -> Iterator[str]:
                 body = body or piece
             script(self, body)
 
-        do_GET = do_PUT = do_POST = _do  # noqa: N815  (http.server's names)
+        do_GET = do_PUT = do_POST = do_DELETE = _do  # noqa: N815  (http.server's names)
 
         def log_message(self, *args: Any) -> None:
             """Say nothing."""

@@ -11,12 +11,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 
 from airflow_ml_provider.hooks.mlflow import MlflowApi
 from airflow_ml_provider.models.artifact import load_metrics
+from airflow_ml_provider.models.pod_step import StepPlace
 from airflow_ml_provider.tracking.places import ProxyPlace, hash_file, hash_tree
 from tests.step.pods import FILE, PYTHON, Pod, answer, lines, proxy, serving
 
@@ -442,6 +444,117 @@ def test_an_output_that_was_named_anew_after_its_early_upload_is_stored_again(ml
     assert pod.run(program) == 0
     assert pod.manifest(mlflow_api).outputs["table"].file == "table.csv"
     assert pod.read(mlflow_api, "try-1/table.csv") == b"1"
+
+
+EPOCHS = """
+import airflow_ml_step, os, pathlib
+folder = pathlib.Path(airflow_ml_step.load().outputs["model"].path)
+(folder / "deep").mkdir(parents=True)
+(folder / "config").write_text("c")
+for epoch in range(3):
+    (folder / f"deep/epoch-{epoch}").write_text(str(epoch))
+    (folder / f"deep/epoch-{epoch}0").write_text(str(epoch))
+    airflow_ml_step.upload("model")
+    (folder / f"deep/epoch-{epoch}").unlink()
+(folder / "deep/last").write_text("3")
+"""
+
+
+@pytest.mark.parametrize("flat", [True, False])
+@pytest.mark.parametrize("kind", ["proxy", "fsspec", "mlflow"])
+def test_of_a_directory_whose_files_were_named_anew_after_its_early_upload_the_new_ones_are_left(
+    mlflow_api: MlflowApi, pod: Pod, kind: str, flat: bool
+) -> None:
+    pod.output("model", "Model", flat=flat)
+    output = pod.fields["outputs"]["model"]
+    place = output.place
+    store = pod.folder / "store"
+    store.mkdir()
+    if kind != "proxy":
+        elsewhere = StepPlace(kind=kind, uri=str(store) if kind == "fsspec" else store.as_uri())
+        pod.fields["outputs"]["model"] = output.model_copy(update={"place": elsewhere})
+    beside = ProxyPlace(mlflow_api, pod.root)
+    sent = stored(mlflow_api, pod, f"{place.path.removeprefix(pod.root + '/')}-beside/deep", b"1") if kind == "proxy" else ""
+    assert pod.run(EPOCHS) == 0, pod.text
+    top = "" if flat else "model/"
+    names = ["config", "deep/epoch-00", "deep/epoch-10", "deep/epoch-20", "deep/last"]
+    if kind == "proxy":
+        folder = f"{place.path.removeprefix(pod.root + '/')}/{top}".rstrip("/")
+        assert beside.files(folder) == names
+        assert sent
+        assert beside.files(f"{place.path.removeprefix(pod.root + '/')}-beside") == ["deep"]
+    else:
+        assert sorted(each.relative_to(store / top).as_posix() for each in (store / top).rglob("*") if each.is_file()) == names
+    tree = hash_tree((each, hash_file(pod.volume / "outputs/model/model" / each)) for each in names)
+    assert pod.manifest(mlflow_api).outputs["model"].sha256 == tree.sha256
+
+
+def test_a_file_and_then_a_directory_leave_the_directory_alone(mlflow_api: MlflowApi, pod: Pod) -> None:
+    path = pod.output("table", "Dataset")
+    program = f"""
+        import airflow_ml_step, pathlib
+        given, path = airflow_ml_step.load().outputs["table"], {str(path)!r}
+        given.path = path + "-rows.csv"  # which is stored as table/table-rows.csv
+        open(given.path, "w").write("1")
+        airflow_ml_step.upload("table")
+        given.path = path + "-folder"
+        pathlib.Path(given.path).mkdir()
+        open(given.path + "/rows", "w").write("2")
+    """
+    assert pod.run(program) == 0, pod.text
+    assert ProxyPlace(mlflow_api, pod.root).files("try-1/table") == ["rows"]
+
+
+def test_a_store_that_deletes_nothing_keeps_the_early_upload_and_the_step_fails(new_pod: Callable[..., Pod]) -> None:
+    files: dict[str, bytes] = {}
+
+    def script(handler: BaseHTTPRequestHandler, body: bytes) -> None:
+        if handler.command == "DELETE":
+            answer(handler, 405, b"no")
+            return
+        files[handler.path.rpartition("/try-1/")[2]] = body
+        answer(handler, 200)
+
+    with serving(script) as url:
+        pod = new_pod("kept", url)
+        path = pod.output("table", "Dataset")
+        program = f"""
+            import airflow_ml_step, os
+            os.mkdir({str(path)!r})
+            open({str(path)!r} + "/old", "w").write("1")
+            airflow_ml_step.upload("table")
+            os.rename({str(path)!r} + "/old", {str(path)!r} + "/new")
+        """
+        assert pod.run(program) == 66, pod.text
+    assert "'table/old' was stored by an earlier upload and is not in the directory any more" in pod.message.error
+    assert "Keep the names of its files" in pod.message.error
+    assert "table/new" not in files
+    (kept,) = json.loads(files["manifest.json"])["outputs"].values()
+    assert kept["sha256"] == hash_tree([("old", hash_file(pod.volume / "outputs/table/table/new"))]).sha256
+
+
+def test_a_second_upload_of_a_directory_that_breaks_off_leaves_none_on_record(new_pod: Callable[..., Pod]) -> None:
+    files: dict[str, bytes] = {}
+
+    def script(handler: BaseHTTPRequestHandler, body: bytes) -> None:
+        name = handler.path.rpartition("/try-1/")[2]
+        refused = handler.command == "PUT" and name == "table/b" and body == b"2"
+        files[name] = body
+        answer(handler, 403 if refused else 200)
+
+    with serving(script) as url:
+        pod = new_pod("mixed", url)
+        path = pod.output("table", "Dataset")
+        program = f"""
+            import airflow_ml_step, os
+            os.mkdir({str(path)!r})
+            for epoch in "12":
+                for name in "ab":
+                    open({str(path)!r} + "/" + name, "w").write(epoch)
+                airflow_ml_step.upload("table")
+        """
+        assert pod.run(program) == 1, pod.text
+    assert json.loads(files["manifest.json"])["outputs"] == {}
 
 
 def test_lists_and_missing_inputs_reach_the_environment(mlflow_api: MlflowApi, pod: Pod) -> None:
