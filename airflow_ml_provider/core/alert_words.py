@@ -227,6 +227,8 @@ def _what(alert: Alert, failed: int) -> str:
 def _how_it_ended(alert: Alert, failed: int) -> str:
     alone = _short(alert.failures[0].task, "") if failed == 1 and alert.failures else ""
     who = alone or counted(failed, "task")
+    if alert.ended_well:
+        return f"the DAG run has ended well, although {who if failed else 'tasks'} failed"
     if alert.told:
         return f"the DAG run has ended, {who} failed" if failed else "the DAG run has ended as failed"
     return f"{who} failed" if failed else "the DAG run failed"

@@ -137,6 +137,7 @@ class Alert(_Value):
     :param failures: The tasks that failed, in order; for the end of a DAG run. It may hold fewer than ``failed``.
     :param failed: How many tasks failed.
     :param told: Whether an earlier message has told of this DAG run's failure, so that this one closes it.
+    :param ended_well: Whether the DAG run has ended well all the same.
     :param last_worked: When a run of this DAG last ended well.
     :param took_s: Seconds that the task, or the DAG run where there is no task, has taken.
     :param champion: What serves meanwhile: ``flight-delays version 3``; empty without a registered model.
@@ -158,6 +159,7 @@ class Alert(_Value):
     failures: tuple[Failure, ...] = ()
     failed: int = 0
     told: bool = False
+    ended_well: bool = False
     last_worked: datetime | None = None
     took_s: float | None = None
     champion: str = ""

@@ -70,6 +70,7 @@ def build_alert(
         failures=tuple(_fit_to_show(each) for each in failures[:FAILURES]),
         failed=len(failures),
         told=told,
+        ended_well=source.ended_well,
         last_worked=asked.last_worked or found.last_worked,
         took_s=max(0.0, (ended - source.began).total_seconds()) if source.began else None,
         champion="" if source.kind in ABOUT_ITSELF else found.champion,

@@ -22,6 +22,8 @@ from airflow_ml_provider.notifications.supervisor import Place
 
 SLOTS = {"success": "on_success_callback", "skipped": "on_skipped_callback", "running": "on_execute_callback"}
 """Callbacks of a task by the state in which Airflow calls them, of those that are about no failure."""
+STRICT = ("all_success", "none_failed", "none_failed_min_one_success", "all_skipped")
+"""Trigger rules by which no task runs after one that has failed."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class AlertSource:
     :param kfp_run: Page of the task's Kubeflow run.
     :param due: When the DAG run was to have ended.
     :param task_ids: Ids of the DAG's tasks, where it is about the DAG run.
+    :param lenient: Whether some task runs after one that has failed, so that the DAG run may end well all the same.
+    :param ended_well: Whether the DAG run did, although tasks have failed.
     """
 
     kind: AlertKind
@@ -73,6 +77,8 @@ class AlertSource:
     kfp_run: str = ""
     due: datetime | None = None
     task_ids: frozenset[str] = frozenset()
+    lenient: bool = False
+    ended_well: bool = False
 
     @property
     def dag_run(self) -> DagRunIdentity:
@@ -164,6 +170,7 @@ def _from_dag(context: Mapping[str, Any], kind: AlertKind) -> AlertSource:
         ended=as_time(getattr(dag_run, "end_date", None)),
         why=DAG_REASONS.get(str(context.get("reason") or ""), "") if kind == "dag_failed" else "",
         task_ids=frozenset(getattr(context.get("dag"), "task_ids", ())),
+        lenient=any(_text(each.trigger_rule) not in STRICT for each in getattr(context.get("dag"), "tasks", ())),
         **fields,
     )
 
@@ -186,8 +193,11 @@ def _from_triggerer(context: Mapping[str, Any], kind: AlertKind) -> AlertSource:
 
 
 def _state_of(holder: Any) -> str:
-    state = getattr(holder, "state", None)
-    return "" if state is None else str(getattr(state, "value", state))
+    return _text(getattr(holder, "state", None))
+
+
+def _text(word: object) -> str:
+    return "" if word is None else str(getattr(word, "value", word))
 
 
 def _of_dag_run(dag_run: Any) -> dict[str, Any]:

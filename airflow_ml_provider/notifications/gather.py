@@ -141,13 +141,15 @@ class Gatherer:
         self.found.failures = tuple(failures.values())
 
     def read_before(self) -> None:
-        """Read whether the DAG run before this one, or an earlier going of this one, had failed."""
-        facts = self._facts()
-        before = self._try("earlier going", self.board.told_before) if self.source.cleared else False
-        run = self._try("run before", facts.previous_failed) if facts else None
-        self.found.recovered_run = run_id_of(run) if run else ""
-        self.found.had_failed = bool(before or run)
-        if failed := run or (self.board.run if before else None):
+        """Read whether the DAG run before this one had failed; of a cleared one, whether an earlier going of it had."""
+        if self.source.cleared:  # a newer DAG run may have failed since: this one does not make it good
+            failed = self.board.run if self._try("earlier going", self.board.told_before) else None
+        else:
+            facts = self._facts()
+            failed = self._try("run before", facts.previous_failed) if facts else None
+            self.found.recovered_run = run_id_of(failed) if failed else ""
+        self.found.had_failed = bool(failed)
+        if failed:
             self._read_failed(failed)
 
     def _read_failed(self, run: Run) -> None:

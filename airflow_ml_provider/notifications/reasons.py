@@ -13,8 +13,11 @@ from airflow.providers.common.compat.sdk import redact
 
 from airflow_ml_provider.exceptions import AirflowMLError
 
-WORDLESS = "The task's process ended without a word: it was killed, most often for its memory, or its worker or machine was lost."
-"""What is said of a task that Airflow's scheduler counts as failed although its process never said so."""
+WORDLESS = (
+    "it has left no reason, but its log may say more. Its process may have been killed (most often for its memory), its worker "
+    "lost, or the task marked as failed by hand; or it leaves its reasons elsewhere."
+)
+"""What is said of a task that counts as failed, and of which no reason is on record; its first sentence is in the subject."""
 DAG_REASONS = {
     "task_failure": "A task has failed.",
     "timed_out": "The DAG run took longer than its dagrun_timeout allows. Airflow has stopped it.",
@@ -24,7 +27,18 @@ DAG_REASONS = {
 LOG_MARK = "The end of its log:"
 """The line of a failed KFP run's error after which the log begins."""
 
-_PASSWORD = re.compile(r"(//[^\s/?#:@\[\]\"'<>]{0,200}:)(?!\d{1,5}(?:[/?#,\s]|$))(?:[^\s/]{1,500}@|[^\s@]{1,500}@)")
+_WORD = re.compile(r"[^\s\"'<>`](?:(?![,;|&=][A-Za-z][\w+.-]{0,30}://)[^\s\"'<>`])*")
+"""A piece of text that may hold a URL's login: up to a blank, a quote, or the next URL of a list."""
+_AUTHORITY = re.compile(r"[^/?#]*")
+_PORT = re.compile(r"[^:]*:\d{1,5}")
+_WEB = ("http:", "https:", "ws:", "wss:")
+"""Schemes of URLs whose paths may hold an ``@``, and whose passwords can hold no ``/``: no client would take them."""
+_NAMED = ("abfs:", "abfss:", "wasb:", "wasbs:")
+"""Schemes that have the name of a container where others have the user."""
+_NO_PASSWORD = ("", "x-oauth-basic")
+"""What stands for the password where the user is a token."""
+_QUOTED = re.compile(r"(//[^\s/?#:@\[\]\"'<>]{0,200}:)(?!\*\*\*@|\d{1,5}(?:[/?#,\s]|$))(?:[^\s/]{1,500}@|[^\s@]{1,500}@)")
+"""A password that holds a quote, which ends a word above."""
 _KFP_RUN = re.compile(r"run (?P<id>\S+) FAILED(?:: (?P<error>.*?))?\. See ?(?P<url>\S*)", re.DOTALL)
 _KFP_TASK = re.compile(r"^Task (\S+) FAILED(?:: (.*)|\.)$")
 _OUT_OF_MEMORY = re.compile(r"Pod \S+?(?: on node (?P<node>\S+))?: (?P<what>[^\n]* was killed for its memory.*)", re.DOTALL)
@@ -67,12 +81,47 @@ def traceback_of(error: object) -> str:
 
 def masked(text: str) -> str:
     """
-    Hide what must not leave: what Airflow's masker knows, and passwords in URLs, which it knows only as they were typed.
+    Hide what must not leave: what Airflow's masker knows, and logins in URLs, which it knows only as they were typed.
+
+    Where nobody can tell where a password ends, too much is hidden: up to the last ``@`` of the word.
 
     :param text: Any text.
-    :return: The text, each secret ``***``; of ``//user:password@host`` everything else stays.
+    :return: The text, each secret ``***``; of ``//user:password@host`` the user stays, of ``//token@host`` the host alone.
     """
-    return _PASSWORD.sub(r"\1***@", str(redact(text)))
+    return _QUOTED.sub(r"\1***@", _WORD.sub(_without_logins, str(redact(text))))
+
+
+def _without_logins(found: re.Match[str]) -> str:
+    """Hide the logins of a word, in one go from its beginning to its end: it may be long, and hostile."""
+    word, shown, done = found[0], [], 0
+    last = word.rfind("@")
+    while 0 <= (slashes := word.find("//", done)) < last:
+        begin = slashes + 2
+        end = _end_of_login(word, begin, last)
+        shown += [word[done:begin], _hidden(word[begin:end])]
+        done = end
+    return "".join([*shown, word[done:]])
+
+
+def _end_of_login(word: str, begin: int, last: int) -> int:
+    """Say where the login of a URL ends, whose ``//`` ends at ``begin``; there, where it has none."""
+    scheme = word[max(0, begin - 8) : begin - 2].lower()
+    end = _AUTHORITY.match(word, begin).end()  # type: ignore[union-attr]  # it matches nothing, too
+    at, colon = word.rfind("@", begin, end), word.find(":", begin, end)
+    if colon < 0:
+        return begin if at < 0 or scheme.endswith(_NAMED) else at
+    if at < 0 and (word[begin] == "[" or (scheme.endswith(_WEB) and _PORT.fullmatch(word, begin, end))):
+        return begin
+    return last
+
+
+def _hidden(login: str) -> str:
+    user, _, password = login.partition(":")
+    if not login:
+        return ""
+    # With an @ before the colon and a slash behind it, what looks like the user may be a token with its host.
+    doubtful = "@" in user and _AUTHORITY.fullmatch(login) is None
+    return "***" if doubtful or password in _NO_PASSWORD else f"{user}:***"
 
 
 def reason_and_log(text: str) -> tuple[str, str]:

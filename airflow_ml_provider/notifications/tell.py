@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from airflow_ml_provider.config import Settings, load_settings
 from airflow_ml_provider.exceptions import ConfigError
@@ -35,7 +35,8 @@ LOOK_SHARE = 0.5
 """Share of the time that MLflow is given; the rest is the channels'."""
 CLAIMED = ("task_failed", "retry")
 """Kinds that many tasks may want to tell at once."""
-ENDED = ("success", "failed")
+FAILED = "failed"
+ENDED = ("success", FAILED)
 """States of a DAG run that has ended."""
 
 
@@ -70,11 +71,13 @@ def tell(
     :param claims: Files that stand for claims; None means this machine's.
     :return: What became of it on each channel on which it was this process's to tell.
     """
+    settings = _settings()
+    bound = Bound(settings.alert_timeout_s)
+    source = _as_it_ended(source)
     rule = options.rules.of(source.kind)
     if rule is None or not set(rule.channels) & set(options.targets.channels):
         return []
-    settings = _settings()
-    telling = Telling(source, options, rule, Bound(settings.alert_timeout_s), settings, claims or LocalClaims())
+    telling = Telling(source, options, rule, bound, settings, claims or LocalClaims())
     return telling.run(closed=closed, model=model)
 
 
@@ -136,6 +139,8 @@ class Telling:
             mine = {channel: line for channel, line in mine.items() if found.mine.get(channel, True)}
             if source.kind == "recovered" and not (asked.had_failed or found.had_failed):
                 return []
+            if source.ended_well and list(asked.states.values()).count(FAILED) == 1:  # whoever was told knows of that one
+                mine = {channel: line for channel, line in mine.items() if self._opening(channel, found) is None}
             letters = [self._letter(channel, line, asked, found, model) for channel, line in mine.items()]
             return list(deliver(letters, self.bound).values())
         finally:
@@ -146,8 +151,7 @@ class Telling:
         """Write the message of one channel: what was told before on that one, it need not tell again."""
         source, name, thread = self.source, "", None
         if source.kind == "dag_failed":
-            thread = found.told.get(channel)
-            thread = self.claims.told(self._file(channel)) if thread is None else thread
+            thread = self._opening(channel, found)
             name = f"{self._file(channel)}.end"
         elif source.kind in CLAIMED:
             name = self._file(channel)
@@ -157,6 +161,11 @@ class Telling:
             answers = self._file(channel) if channel == "email" else thread
         if_failed = self._free(channel) if source.kind in CLAIMED else None
         return Letter(line, alert, name, answers, self._afterwards(channel, found), if_failed)
+
+    def _opening(self, channel: Channel, found: Gathered) -> str | None:
+        """Give the thread of the message that has told of the DAG run's first failure; None when nobody knows of one."""
+        thread = found.told.get(channel)
+        return self.claims.told(self._file(channel)) if thread is None else thread
 
     def _free(self, channel: Channel) -> Callable[[], None]:
         """Give the claim back, so that the next task that fails may tell."""
@@ -184,7 +193,7 @@ class Telling:
             try:
                 if self.source.kind in CLAIMED:
                     self.board.mark_told(self.names[channel], note)
-                elif found.recovered_run:
+                elif found.had_failed:
                     self.board.mark_recovered(found.recovered_run)
             except Exception as error:  # noqa: BLE001  (then a later message tells it once more)
                 log.info("MLflow was not told that an alert was sent: %s", error)
@@ -232,9 +241,9 @@ class Telling:
         good = had_failed = None
         if source.dated and source.kind != "late" and self._has_time():
             good = ask_previous_run(source.place, source.ti, "success")
-            if source.kind == "recovered" and self._has_time():  # without it, MLflow may know
+            if source.kind == "recovered" and not source.cleared and self._has_time():  # without it, MLflow may know
                 bad = ask_previous_run(source.place, source.ti, "failed")
-                had_failed = _date_of(bad) > _date_of(good) if (good or bad) and not source.cleared else None
+                had_failed = _date_of(bad) > _date_of(good) if good or bad else None
         return Asked(states=states, last_worked=as_time(getattr(good, "end_date", None)), had_failed=had_failed)
 
     def _has_time(self) -> bool:
@@ -284,6 +293,14 @@ class Telling:
 
     def _file(self, channel: Channel) -> str:
         return f"{self.source.dag_run.key}.{self.names[channel]}"
+
+
+def _as_it_ended(source: AlertSource) -> AlertSource:
+    """Tell of failures where a DAG run has ended well although tasks have failed: Airflow calls for its success alone."""
+    if source.kind != "recovered" or not source.lenient:
+        return source
+    states = ask_task_states(source.place, source.dag_id, source.run_id)
+    return replace(source, kind="dag_failed", ended_well=True) if FAILED in states.values() else source
 
 
 def _date_of(dag_run: object) -> float:

@@ -47,6 +47,8 @@ PAUSES_S = (0.5, 1.0, 2.0)
 """How long those who do not tell wait for the MLflow run that whoever tells makes."""
 FREE = "free"
 """What is noted of a claim whose holder could not send."""
+HEALED = "recovered"
+"""What stands for the channel where it was told that a cleared DAG run works again."""
 SENT = "sent"
 """What is noted of a message that was sent and has no thread to answer in."""
 
@@ -182,10 +184,13 @@ class AlertBoard:
         """
         Note that the recovery from a failed DAG run was told, so that it is told once.
 
-        :param run_id: The failed DAG run's MLflow run.
+        :param run_id: The failed DAG run's MLflow run; empty where it is an earlier going of this one.
         :raises RemoteUnavailableError: MLflow did not answer.
         """
-        self.tree.set_tags(run_id, {RECOVERED: self.dag_run.run_id})
+        if run_id:
+            self.tree.set_tags(run_id, {RECOVERED: self.dag_run.run_id})
+        else:
+            self.mark_told(f"{self.going}.{HEALED}", "")
 
     def told(self, name: str) -> str | None:
         """
@@ -200,14 +205,15 @@ class AlertBoard:
 
     def told_before(self) -> bool:
         """
-        Say whether anything was told of an earlier going of the DAG run.
+        Say whether a failure of an earlier going of the DAG run was told, and no recovery from it.
 
         :return: Whether there is a mark of one.
         :raises RemoteUnavailableError: MLflow did not answer.
         """
         run = self.run or self.find()
-        marks = [key for key in (tags_of(run) if run else {}) if key.startswith(f"{CLAIM}.") and key.endswith(f".{SENT}")]
-        return any(f"{CLAIM}.{self.going}." not in key for key in marks)
+        mine = f"{CLAIM}.{self.going}."
+        tags = {key: value for key, value in (tags_of(run) if run else {}).items() if not key.startswith(mine)}
+        return _last_told(tags, healed=False) > _last_told(tags, healed=True)
 
     def write_reason(self, reason: Reason) -> None:
         """
@@ -292,6 +298,23 @@ class AlertBoard:
         return "" if said == SENT else said
 
 
+def is_made_good(tags: Mapping[str, str]) -> bool:
+    """
+    Say whether it was told of a DAG run that it works again since it was cleared.
+
+    :param tags: Those of its MLflow run, whose status stays failed where no step of ours opens it again.
+    :return: Whether that was the last that was told of it.
+    """
+    return _last_told(tags, healed=True) > _last_told(tags, healed=False)
+
+
+def _last_told(tags: Mapping[str, str], *, healed: bool) -> tuple[int, ...]:
+    """Say when the last going began of which was told that it had failed, or had recovered; nothing where there is none."""
+    marks = [key.split(".")[2:] for key in tags if key.startswith(f"{CLAIM}.") and key.endswith(f".{SENT}")]
+    found = [going for going, what, *_ in marks if (what == HEALED) is healed and not what.startswith("retry-")]
+    return max((tuple(int(each) for each in reversed(going.split("-")) if each) for going in found), default=())
+
+
 def make_token() -> str:
     """
     Make a token that no other process has.
@@ -318,12 +341,13 @@ def claim_name(going: str, group: str, target: Mapping[str, object], channel: st
     Name what is to be told, and where; the same in each process.
 
     :param going: Tells one going of the DAG run from the next.
-    :param group: What is told together; empty for the whole DAG run.
+    :param group: What is told together, its kind before the first blank; empty for the whole DAG run.
     :param target: Where the channel leads, as JSON: two teams of one DAG are told apart by it.
     :param channel: The channel.
     :return: A name that MLflow takes in a parameter's.
     """
-    parts = [going, *([short(group)] if group else []), f"{channel}-{short(json.dumps(target, sort_keys=True))}"]
+    kind = group.partition(" ")[0]
+    parts = [going, *([f"{kind}-{short(group)}"] if group else []), f"{channel}-{short(json.dumps(target, sort_keys=True))}"]
     return ".".join(parts)
 
 

@@ -19,7 +19,7 @@ from airflow_ml_provider.hooks.mlflow import MlflowApi
 from airflow_ml_provider.models.alert import Trend, TrendPoint
 from airflow_ml_provider.models.gate import Rule
 from airflow_ml_provider.models.run import DagRunIdentity, StepIdentity
-from airflow_ml_provider.tracking.alert_claims import RECOVERED
+from airflow_ml_provider.tracking.alert_claims import RECOVERED, is_made_good
 from airflow_ml_provider.tracking.registry import CHAMPION, ModelRegistry, RegisteredVersion
 from airflow_ml_provider.tracking.runs import KEY, PARENT, TRY, Run, age, run_id_of, tags_of
 
@@ -110,7 +110,7 @@ class AlertFacts:
         for run in self._dag_runs("", 10):
             tags, status = tags_of(run), run["info"]["status"]
             if tags.get(KEY) != self.dag_run.key and status in ("FINISHED", "FAILED"):
-                return run if status == "FAILED" and RECOVERED not in tags else None
+                return run if status == "FAILED" and RECOVERED not in tags and not is_made_good(tags) else None
         return None
 
     def champion(self, model: str = "") -> Champion | None:

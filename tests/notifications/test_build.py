@@ -8,7 +8,10 @@ from typing import Any
 import airflow.dag_processing.processor
 import airflow.jobs.triggerer_job_runner  # noqa: F401  (both list what may be asked)
 import pytest
+from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.sdk import DAG, TriggerRule
 
+from airflow_ml_provider.core.alert_words import in_words
 from airflow_ml_provider.models.alert import Failure
 from airflow_ml_provider.models.run import StepIdentity
 from airflow_ml_provider.notifications.build import Asked, build_alert
@@ -47,6 +50,28 @@ class TestTheEndOfADagRun:
     def test_of_two_hundred_fifty_are_listed_and_all_are_counted(self) -> None:
         alert = build(source("dag_failed"), Asked(states={f"train_{index}": "failed" for index in range(200)}))
         assert (len(alert.failures), alert.failed) == (50, 200)
+
+    def test_of_a_task_without_a_record_only_what_is_known_is_said(self) -> None:
+        end, found = source("dag_failed", task_ids=frozenset({"plain"})), Gathered(run_page="http://m/run")
+        words = in_words(build(end, Asked(states={"plain": "failed"}), found))
+        assert words.title == "[critical] night: plain failed: it has left no reason, but its log may say more"
+        assert "may have been killed" in words.why
+        assert "marked as failed by hand" in words.why
+
+    def test_one_that_has_ended_well_says_so(self) -> None:
+        end = source("dag_failed", ended_well=True)
+        both = build(end, Asked(states={"a": "failed", "b": "failed", "clean": "success"}))
+        assert in_words(both).title == "[critical] night: the DAG run has ended well, although 2 tasks failed"
+        one = build(end, Asked(states={"a": "failed"}), Gathered(failures=(Failure(task="a", why="boom"),)))
+        assert in_words(one).title == "[critical] night: the DAG run has ended well, although a failed: boom"
+        assert in_words(build(end)).title == "[critical] night: the DAG run has ended well, although tasks failed"
+
+    @pytest.mark.parametrize("rule", sorted(TriggerRule))
+    def test_it_may_end_well_with_failed_tasks_only_where_a_task_runs_after_one(self, rule: TriggerRule) -> None:
+        with DAG("night", schedule=None) as dag:
+            EmptyOperator(task_id="train") >> EmptyOperator(task_id="clean", trigger_rule=rule)
+        stops = rule in ("all_success", "none_failed", "none_failed_min_one_success", "all_skipped")
+        assert read_source({"reason": "success", "run_id": "r", "dag": dag}).lenient is not stops
 
     @pytest.mark.parametrize("reason", ["timed_out", "all_tasks_deadlocked"])
     def test_a_reason_of_airflow_s_own_is_put_into_words(self, reason: str) -> None:

@@ -15,6 +15,8 @@ from airflow.callbacks.callback_requests import DagCallbackRequest, DagRunContex
 from airflow.dag_processing.processor import _execute_dag_callbacks, _execute_task_callbacks
 from airflow.providers.common.compat.sdk import AirflowSkipException
 from airflow.sdk import DAG, task
+from airflow.sdk.execution_time.comms import GetTaskStates, TaskStatesResult
+from airflow.sdk.execution_time.supervisor import InProcessTestSupervisor, set_supervisor_comms
 from blockbuster import BlockBuster
 
 from airflow_ml_provider.exceptions import PodOutOfMemoryError
@@ -49,6 +51,35 @@ def night(dag_id: str, arguments: dict[str, Any], *, fails: bool = True) -> DAG:
 
         prepare() >> train.expand(number=[1, 2])
     return dag
+
+
+def cleaned_up(dag_id: str, arguments: dict[str, Any], failing: int) -> DAG:
+    """A DAG whose leaf runs whatever fails, so that it ends well."""
+    with DAG(dag_id, schedule=None, start_date=datetime(2026, 1, 1, tzinfo=UTC), **arguments) as dag:
+
+        @task
+        def train(number: int) -> None:
+            if number < failing:
+                raise PodOutOfMemoryError(f"{WORDS} {number}")
+
+        @task(trigger_rule="all_done")
+        def clean() -> None: ...
+
+        [train.override(task_id=f"train_{number}")(number) for number in range(2)] >> clean()
+    return dag
+
+
+class StatesOfTasks:
+    """The line to a supervisor that asks this process's API server for the states of tasks, and leaves the rest unanswered."""
+
+    def __init__(self, dag: DAG) -> None:
+        self.client = InProcessTestSupervisor._api_client(dag)
+
+    def send(self, message: Any) -> Any:
+        if isinstance(message, GetTaskStates):
+            states = self.client.task_instances.get_task_states(dag_id=message.dag_id, run_ids=message.run_ids)
+            return TaskStatesResult.from_api_response(states)
+        return None
 
 
 def of_kind(slack: SlackEndpoint, words: str) -> list[str]:
@@ -212,8 +243,29 @@ class TestInTheDagProcessor:
         )  # fmt: skip
         _execute_task_callbacks(bag_of(dag), request, structlog.get_logger())
         (message,) = slack.messages
-        assert "ended without a word" in str(message)
+        assert "it has left no reason" in str(message)
         assert "train[1]" in str(message)
+
+    @pytest.mark.airflow("3.3")  # as above
+    @pytest.mark.parametrize("failing", [1, 2])
+    def test_of_a_dag_run_that_ended_well_the_failures_that_nobody_told_are_told(
+        self, failing: int, run_dag: RunDag, who: dict[str, Any], slack: SlackEndpoint, mail: MailServer, unique: str
+    ) -> None:
+        dag = cleaned_up(unique, ml_alerts(**who), failing)
+        assert run_dag(dag).state == "success"
+        assert len(slack.messages) == 1  # whichever failed first
+        dag_run, ti = orm(unique)
+        request = DagCallbackRequest(
+            filepath="night.py", bundle_name="dags", bundle_version=None, dag_id=unique, run_id=dag_run.run_id,
+            context_from_server=DagRunContext(dag_run=dag_run, last_ti=ti), is_failure_callback=False, msg="success",
+        )  # fmt: skip
+        with set_supervisor_comms(StatesOfTasks(dag)):  # dag.test() answers no callback of the DAG
+            _execute_dag_callbacks(bag_of(dag), request, structlog.get_logger())
+        assert len(slack.messages) == len(mail.mails) == failing
+        if failing > 1:
+            assert "the DAG run has ended well, although 2 tasks failed" in slack.messages[1]["text"]
+            assert all(f"{WORDS} {number}" in str(slack.messages[1]) for number in range(2))
+            assert mail.mails[1].message["In-Reply-To"] == mail.mails[0].message["Message-ID"]
 
 
 @pytest.mark.airflow("3.2")  # whose triggerer runs callbacks of deadlines by a trigger for all kinds

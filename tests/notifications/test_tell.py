@@ -249,6 +249,58 @@ def test_a_dag_run_that_was_cleared_and_went_well_has_recovered(
     assert len(slack.messages) == 2
 
 
+def test_each_failure_of_a_cleared_dag_run_is_made_good_once(
+    slack_targets: Targets, slack: SlackEndpoint, failing: Callable[..., AlertSource], ended: AlertSource, mlflow_connection: str,
+    machine: Callable[[str], LocalClaims],
+) -> None:  # fmt: skip
+    options, claims = Options(slack_targets), machine("one")
+    well = replace(ended, kind="recovered", cleared=True, dated=False)
+    told = []
+    for going in ("0-1", "3-4"):
+        number, began = (int(each) for each in going.split("-"))
+        tell(failing(going=going), options, closed=CHANNELS, claims=claims)
+        for more in (1, 2):
+            tell(replace(well, going=f"{number + more}-{began + more}"), options, claims=claims)
+            told.append(len(slack.messages))
+    assert told == [2, 2, 4, 4]
+    tell(replace(well, run_id="night-2", going="0-9", cleared=False), options, claims=claims)
+    assert len(slack.messages) == 4
+
+
+def test_of_two_teams_each_is_told_that_a_cleared_dag_run_works_again(
+    slack: SlackEndpoint, connect: Connect, failing: Callable[..., AlertSource], ended: AlertSource, mlflow_connection: str,
+    machine: Callable[[str], LocalClaims],
+) -> None:  # fmt: skip
+    well = replace(ended, kind="recovered", going="1-2", cleared=True)
+    for source in (failing(), well):
+        for name in ("one_team", "other_team"):
+            connect(name, slack.webhook())
+            tell(source, Options(Targets(slack=name)), closed=CHANNELS, claims=machine("one"))
+    assert len(slack.messages) == 4
+
+
+def test_a_retry_that_was_told_is_no_failure_to_recover_from(
+    slack_targets: Targets, slack: SlackEndpoint, failing: Callable[..., AlertSource], ended: AlertSource, mlflow_connection: str,
+    machine: Callable[[str], LocalClaims],
+) -> None:  # fmt: skip
+    options = Options(slack_targets, rules=AlertRules.model_validate({"retry": {"severity": "info"}}))
+    tell(failing(kind="retry"), options, closed=CHANNELS, claims=machine("one"))
+    tell(replace(ended, kind="recovered", going="1-2", cleared=True), options, claims=machine("one"))
+    assert len(slack.messages) == 1
+
+
+def test_a_good_old_night_that_was_cleared_does_not_make_good_the_newest_one(
+    slack_targets: Targets, slack: SlackEndpoint, failing: Callable[..., AlertSource], ended: AlertSource, mlflow_connection: str,
+    machine: Callable[[str], LocalClaims],
+) -> None:  # fmt: skip
+    options, claims = Options(slack_targets), machine("one")
+    tell(failing(), options, closed=CHANNELS, claims=claims)
+    tell(replace(ended, kind="recovered", run_id="old", going="1-2", cleared=True), options, claims=claims)
+    assert len(slack.messages) == 1
+    tell(replace(ended, kind="recovered", run_id="night-2", dated=False), options, claims=claims)
+    assert len(slack.messages) == 2
+
+
 class AsksNothing:
     """A task instance that remembers whether it was asked for the DAG run before."""
 
