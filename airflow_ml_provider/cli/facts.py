@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 
 from rich.console import Console
@@ -30,16 +30,17 @@ def console() -> Console:
     return found
 
 
-def label_of(node: Node, *, brief: bool = False) -> Text:
+def label_of(node: Node, *, brief: bool = False, tries: Collection[int | None] = ()) -> Text:
     """
     Describe a node.
 
     :param node: Any node.
     :param brief: Leave out parameters, metrics and code of a run.
+    :param tries: The tries of a run that count; empty takes the last on record.
     :return: One line, and more for a run.
     """
     if isinstance(node, RunNode):
-        return _run(node, brief)
+        return _run(node, brief, tries)
     if isinstance(node, DatasetNode):
         return label(node.name, "bold cyan", *data_facts(node), "" if node.run_id else node.uri or "")
     if isinstance(node, VersionNode):
@@ -190,7 +191,7 @@ def trained(model: ModelNode, run: RunNode | None) -> str:
     return plain(f"trained {moment(model.created)}{by}{of}")
 
 
-def _run(run: RunNode, brief: bool) -> Text:
+def _run(run: RunNode, brief: bool, tries: Collection[int | None]) -> Text:
     notes = [
         run.status.lower(),
         "deleted in MLflow, where it can be restored" if run.deleted else "",
@@ -203,8 +204,15 @@ def _run(run: RunNode, brief: bool) -> Text:
         add_line(text, "params", [f"{key}={value}" for key, value in run.params.items()])
         add_line(text, "metrics", numbers(run.metrics))
     if run.step:
-        add_line(text, "of", [where(run.step), f"try {run.step.try_number}"], limit=None)
+        add_line(text, "of", [where(run.step), _try(run.step.try_number, tries)], limit=None)
     if not brief:
         add_line(text, "commit", [run.git_commit or ""])
         add_line(text, "image", [run.image or ""], limit=None)
     return add_line(text, "log", [run.log_url or run.url], limit=None)
+
+
+def _try(last: int | None, tries: Collection[int | None]) -> str:
+    """Name the try; MLflow keeps but the parameters of one that a later one has followed."""
+    if not tries or last in tries:
+        return f"try {last}"
+    return f"try {max(filter(None, tries), default='?')} (state, metrics and code are those of try {last})"

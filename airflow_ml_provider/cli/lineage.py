@@ -10,6 +10,7 @@ from rich.tree import Tree
 from airflow_ml_provider.cli.connection import open_api
 from airflow_ml_provider.cli.facts import aliases, console, data_facts, label, label_of, moment, plain, where
 from airflow_ml_provider.lineage.query import trace
+from airflow_ml_provider.lineage.work import tries_of
 from airflow_ml_provider.models.lineage import DatasetNode, Graph, ModelNode, Node, RunNode, VersionNode
 
 UNKNOWN_MAKER = "nobody has recorded which run made it"
@@ -90,7 +91,8 @@ class LineageTree:
 
     def _draw(self, above: Tree, node: Node) -> tuple[Tree, list[str]]:
         behind = self._behind(node)
-        text = label_of(node, brief=self.down)
+        tries = tries_of(self.graph, node) if isinstance(node, RunNode) else ()
+        text = label_of(node, brief=self.down, tries=tries)
         if not behind and (words := self._end(node)):
             text.append(f"\n{words}", style="dim")
         below = above.add(text)

@@ -10,8 +10,9 @@ from pydantic import BaseModel, ConfigDict
 from airflow_ml_provider.hooks.mlflow import MlflowApi
 from airflow_ml_provider.lineage.query import trace
 from airflow_ml_provider.lineage.reading import Reader
-from airflow_ml_provider.lineage.work import DEPTH_LIMIT
+from airflow_ml_provider.lineage.work import DEPTH_LIMIT, tries_of
 from airflow_ml_provider.models.lineage import DatasetNode, Gap, Graph, ModelNode, RunNode
+from airflow_ml_provider.tracking.lineage_tags import TRAINED_ON
 
 _Key: TypeAlias = tuple[str, str, int]
 """DAG, task with map index, and which of several."""
@@ -46,7 +47,7 @@ class Difference(BaseModel):
     :param after: The second.
     :param changes: From the raw data to the model; empty where nothing on record differs.
     :param datasets: Data by the text that stands for it in ``changes``.
-    :param gaps: What is gone on one of the ways, and so was not compared.
+    :param gaps: What is gone on one of the ways, or is not on record for the try that counts, and so was not compared.
     """
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
@@ -90,12 +91,14 @@ def compare(before: Graph, after: Graph) -> Difference:
     order = sorted({**new, **old}, key=lambda step: moments[step])
     datasets: dict[str, DatasetNode] = {}
     changes: list[Change] = []
+    gaps = {each.id: each for each in (*before.gaps, *after.gaps)}
     for step in order:
-        changes += _step_changes(step[1], _Side.of(before, old.get(step)), _Side.of(after, new.get(step)), datasets)
+        sides = _Side.of(before, old.get(step)), _Side.of(after, new.get(step))
+        changes += _step_changes(step[1], *sides, datasets)
+        gaps |= {each.id: each for each in _overtaken(step[1], *sides)}
     said = {(each.name, each.before, each.after) for each in changes if each.what == "metric"}
     own = _differ("metric", "", _model_metrics(before), _model_metrics(after))
     changes += [each for each in own if (each.name, each.before, each.after) not in said]  # MLflow keeps them of the run too
-    gaps = {each.id: each for each in (*before.gaps, *after.gaps)}
     return Difference(
         before=before.asked, after=after.asked, changes=tuple(changes), datasets=datasets, gaps=tuple(gaps.values())
     )
@@ -111,9 +114,17 @@ def _moments(graph: Graph, steps: Mapping[_Key, RunNode]) -> dict[_Key, float]:
 class _Side:
     """One step on one of the ways."""
 
-    def __init__(self, run: RunNode | None, data: dict[str, DatasetNode | ModelNode]) -> None:
+    def __init__(self, run: RunNode | None, data: dict[str, DatasetNode | ModelNode], tries: set[int | None]) -> None:
         self.run = run
         self.data = data
+        self.tries = tries
+        """The tries of the run that are on the way."""
+
+    @property
+    def overtaken(self) -> bool:
+        """Whether a later try has put its own commit, image and metrics into the run."""
+        step = self.run.step if self.run else None
+        return step is not None and step.try_number not in self.tries
 
     @classmethod
     def of(cls, graph: Graph, run: RunNode | None) -> _Side:
@@ -122,7 +133,11 @@ class _Side:
             node = graph.by_id.get(edge.source)
             if isinstance(node, DatasetNode | ModelNode):
                 read[edge.name or node.name] = node
-        return cls(run, read)
+        return cls(run, read, tries_of(graph, run) if run else set())
+
+    def is_same(self, other: _Side) -> bool:
+        """Whether both are the same try of the same run."""
+        return bool(self.run and other.run and self.run.run_id == other.run.run_id) and self.tries == other.tries
 
 
 def _by_step(graph: Graph) -> dict[_Key, RunNode]:
@@ -140,7 +155,7 @@ def _step_changes(where: str, old: _Side, new: _Side, datasets: dict[str, Datase
     if old.run is None or new.run is None:
         names = [None if side.run is None else where for side in (old, new)]
         return [Change(what="step", where=where, before=names[0], after=names[1])]
-    if old.run.run_id == new.run.run_id:
+    if old.is_same(new):
         return []
     changes = []
     for name in dict.fromkeys([*old.data, *new.data]):
@@ -148,9 +163,31 @@ def _step_changes(where: str, old: _Side, new: _Side, datasets: dict[str, Datase
         if _digest(was) != _digest(now):
             changes.append(Change(what="data", where=where, name=name, before=_key(was, datasets), after=_key(now, datasets)))
     changes += _differ("parameter", where, old.run.params, new.run.params)
+    if old.overtaken or new.overtaken:
+        return changes
     changes += _differ("code", where, {"": old.run.git_commit}, {"": new.run.git_commit})
     changes += _differ("image", where, {"": old.run.image}, {"": new.run.image})
-    return changes + _differ("metric", where, old.run.metrics, new.run.metrics)
+    return changes + _differ("metric", where, _own_metrics(old.run), _own_metrics(new.run))
+
+
+def _overtaken(where: str, old: _Side, new: _Side) -> list[Gap]:
+    """Say what was not compared since MLflow has it of a later try alone."""
+    if old.run is None or new.run is None or old.is_same(new):
+        return []
+    return [
+        Gap(
+            id=each.run.id,
+            reason=f"code, image and metrics of {where}, try {max(filter(None, each.tries), default='?')}: MLflow keeps those of "
+            f"the run's last try, {each.run.step.try_number}",
+        )
+        for each in (old, new)
+        if each.run and each.run.step and each.overtaken
+    ]
+
+
+def _own_metrics(run: RunNode) -> Mapping[str, float]:
+    """Leave out the numbers of its data, which are summed up over all tries; data is compared itself."""
+    return {name: value for name, value in run.metrics.items() if not name.startswith(TRAINED_ON)}
 
 
 def _differ(what: What, where: str, old: Mapping[str, str | float | None], new: Mapping[str, str | float | None]) -> list[Change]:

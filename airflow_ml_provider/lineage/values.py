@@ -37,12 +37,13 @@ _LARGEST = 2**63 - 1
 V = TypeVar("V")
 
 
-def run_node(server: MlflowServer, run: Run) -> RunNode:
+def run_node(server: MlflowServer, run: Run, try_number: int | None = None) -> RunNode:
     """
     Read a run.
 
     :param server: Where it is.
     :param run: As MLflow answers it.
+    :param try_number: The try whose parameters are meant; None for the last on record, whose all the rest is.
     :return: Its node.
     """
     info, tags = run["info"], tags_of(run)
@@ -60,9 +61,23 @@ def run_node(server: MlflowServer, run: Run) -> RunNode:
         cached_from=tags.get(CACHED_FROM),
         started=moment(info.get("start_time")),
         ended=moment(info.get("end_time")),
-        params=_sorted(pairs(run["data"].get("params", []))),
+        params=_sorted(params_of_try(run, try_number)),
         metrics=_metrics(run["data"].get("metrics", [])),
     )
+
+
+def params_of_try(run: Run, try_number: int | None = None) -> dict[str, str]:
+    """
+    Read the parameters of a try: MLflow never changes one, so what a later try has changed stands in tags of that try.
+
+    :param run: As MLflow answers it.
+    :param try_number: The try; None for the last.
+    :return: Value per name.
+    """
+    tags = tags_of(run)
+    start = f"try-{tags.get(TRY) if try_number is None else try_number}.param."
+    own = {key.removeprefix(start): value for key, value in tags.items() if key.startswith(start)}
+    return pairs(run["data"].get("params", [])) | own
 
 
 def step_of(tags: Mapping[str, str], try_number: int | None = None) -> Step | None:

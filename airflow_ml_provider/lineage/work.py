@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from airflow_ml_provider.lineage.reading import Reader
 from airflow_ml_provider.lineage.values import dataset_made, model_node, number, run_node, step_of
-from airflow_ml_provider.models.lineage import DatasetNode, Edge, Gap, Graph, ModelNode, Node, Step
+from airflow_ml_provider.models.lineage import DatasetNode, Edge, Gap, Graph, ModelNode, Node, RunNode, Step
 from airflow_ml_provider.tracking.lineage_tags import made_by
 from airflow_ml_provider.tracking.runs import TRY, Run, run_id_of, tags_of
 
@@ -30,6 +30,7 @@ class Sheet:
         self._edges: dict[Edge, None] = {}
         self._gaps: dict[str, str] = {}
         self._made: dict[tuple[str, str, int | None], None] = {}
+        self._tries: dict[str, set[int]] = {}
 
     @property
     def edges(self) -> list[Edge]:
@@ -87,6 +88,9 @@ class Sheet:
         :param step: The step that read or made it.
         """
         self._edges[Edge(source=source, target=target, name=name, step=step)] = None
+        if step and step.try_number is not None:
+            run = source if source.startswith("run:") else target
+            self._tries.setdefault(run, set()).add(step.try_number)
 
     def expect_made(self, run_id: str, node_id: str, try_number: int | None) -> None:
         """
@@ -122,6 +126,7 @@ class Sheet:
                 run = self.reader.runs([run_id]).get(run_id) if maker in self.nodes else None
                 name = getattr(self.nodes.get(node_id), "name", "")
                 self.connect(maker, node_id, name, step_of(tags_of(run), try_number) if run else None)
+        self._take_params_of_tries()
         return Graph(
             asked=asked,
             start=tuple(start),
@@ -137,6 +142,26 @@ class Sheet:
             if run := self.reader.seen(run_id):
                 told |= {node.id: node for node in (dataset_made(each, run_id) for each in made_by(tags_of(run)))}
         self.nodes = {key: told.get(key, node) if isinstance(node, DatasetNode) else node for key, node in self.nodes.items()}
+
+    def _take_params_of_tries(self) -> None:
+        """Give the runs of which a later try has taken over the parameters of the try that counts here."""
+        for node_id, tries in self._tries.items():
+            node = self.nodes.get(node_id)
+            run = self.reader.seen(node.run_id) if isinstance(node, RunNode) else None
+            if run and last_try(run) not in tries:
+                self.nodes[node_id] = run_node(self.reader.api.server, run, max(tries))
+
+
+def tries_of(graph: Graph, run: RunNode) -> set[int | None]:
+    """
+    Say which tries of a run a graph is about.
+
+    :param graph: The graph.
+    :param run: One of its runs.
+    :return: Their numbers: of those that have read or made something in it, else the last on record.
+    """
+    steps = [edge.step for edge in (*graph.into(run.id), *graph.out_of(run.id)) if edge.step]
+    return {each.try_number for each in steps} or {run.step.try_number if run.step else None}
 
 
 def last_try(run: Run) -> int | None:

@@ -147,7 +147,7 @@ class RunNode(_Value):
     :param cached_from: Run whose outputs it took over in place of running; None for none.
     :param started: When.
     :param ended: When; None while it runs.
-    :param params: Parameters.
+    :param params: Parameters, of the try that the edges name; of several, of the last.
     :param metrics: Last value of each metric.
     """
 

@@ -190,8 +190,10 @@ def _version(
     maker = run_node(api.server, run) if run else None
     step = maker.step if maker else None
     model = models.get(model_id_of(node.source))
-    own = model_node(model).metrics if model else {}
-    metrics = own or (maker.metrics if maker else {})
+    made = model_node(model) if model else None
+    # Tries of a step are one run, whose metrics are those of the last of them.
+    overtaken = made and step and made.run_id == node.run_id and made.try_number not in {None, step.try_number}
+    metrics = (made.metrics if made else {}) or (maker.metrics if maker and not overtaken else {})
     return Version(
         node=node,
         page=to.model(dag_id, node.name, node.version),

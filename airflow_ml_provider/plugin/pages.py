@@ -14,7 +14,7 @@ from airflow_ml_provider.lineage.values import moment
 from airflow_ml_provider.models.run import DagRunIdentity, StepIdentity
 from airflow_ml_provider.plugin import answers, drawing, models, preview, steps
 from airflow_ml_provider.plugin.addresses import Addresses
-from airflow_ml_provider.plugin.internals import MayRead
+from airflow_ml_provider.plugin.internals import MayRead, default_argument
 from airflow_ml_provider.tracking.cache_index import CACHED_FROM
 from airflow_ml_provider.tracking.last_runs import LastRuns, find_last_runs
 from airflow_ml_provider.tracking.page_models import find_trainings
@@ -195,7 +195,8 @@ class Pages:
 
     @property
     def _experiment(self) -> str:
-        return load_settings().experiment.replace("{dag_id}", self.dag_id)
+        named = default_argument(self.dag_id, "experiment") or load_settings().experiment
+        return named.replace("{dag_id}", self.dag_id)
 
     def _page(self, template: str, title: str, **values: Any) -> Response:
         return answers.page(

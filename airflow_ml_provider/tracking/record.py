@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -24,7 +24,7 @@ from airflow_ml_provider.models.artifact import MetricPoint, dump_metrics
 from airflow_ml_provider.models.reference import METADATA_SUFFIX, ArtifactRef, model_id_of
 from airflow_ml_provider.models.run import OutputFile, StepRecord
 from airflow_ml_provider.tracking.artifacts import ELSEWHERE, FILE, METADATA, SHA256, SIZE, ArtifactStore
-from airflow_ml_provider.tracking.lineage_tags import TRAINED, lineage_tags, made_by, trained_on_metrics
+from airflow_ml_provider.tracking.lineage_tags import LEAST, TRAINED, TRAINED_ON, lineage_tags, made_by, trained_on_metrics
 from airflow_ml_provider.tracking.places import Written
 from airflow_ml_provider.tracking.runs import PAIRS_PER_BATCH, TRY, Run, RunTree, as_pairs, batches, now_ms, tags_of
 
@@ -101,7 +101,7 @@ class Recorder:
         self._read_numbers(record)
         edges = lineage_tags(record.inputs, record.outputs, record.attempt.try_number, tags_of(run), record.run.run_id)
         if TRAINED in edges:
-            record.metrics += [each for each in self._trained_on(record) if each not in record.metrics]
+            record.metrics += [each for each in self._trained_on(record, run) if each not in record.metrics]
         self._log_points(record)
         *first, last = [*batches((record.tags | moved | edges).items(), PAIRS_PER_BATCH)] or [()]
         for some in first:
@@ -165,7 +165,7 @@ class Recorder:
                     found: Any = self.store.read_metadata(ref, Path(folder) / "metadata.json")
                     output.metadata = found if isinstance(found, dict) else {}
 
-    def _trained_on(self, record: StepRecord) -> list[MetricPoint]:
+    def _trained_on(self, record: StepRecord, run: Run) -> list[MetricPoint]:
         """Say of a step that has made a model which numbers its data has, where MLflow compares them: one request per maker."""
         makers = {each.run_id for each in record.inputs if each.metadata and each.run_id}
         uris = {each.uri for each in record.inputs}
@@ -174,6 +174,7 @@ class Recorder:
             with suppress(RemoteNotFoundError, ConfigError):
                 made = made_by(tags_of(self.tree.get(run_id)))
                 known += [each.numbers for each in made if each.facts["uri"] in uris]
+        known += _of_earlier_tries(run, {name for each in known for name in each})
         when = record.end_time_ms or now_ms()
         return [MetricPoint(key=key, value=value, timestamp_ms=when) for key, value in trained_on_metrics(known).items()]
 
@@ -308,6 +309,12 @@ def _split_params(record: StepRecord, run: Run) -> tuple[dict[str, str], dict[st
     new = {key: value for key, value in record.params.items() if key not in earlier}
     changed = {key: value for key, value in record.params.items() if earlier.get(key, value) != value}
     return new, {f"try-{record.attempt.try_number}.param.{key}": value for key, value in changed.items()}
+
+
+def _of_earlier_tries(run: Run, names: Collection[str]) -> list[dict[str, float]]:
+    """Read the numbers of what earlier tries were trained on: MLflow searches the latest, so it has to stand for all of them."""
+    said = {each["key"]: float(each["value"]) for each in run["data"].get("metrics", []) if each["key"].startswith(TRAINED_ON)}
+    return [{name: said[key] for name in names if (key := f"{TRAINED_ON}{name}{end}") in said} for end in ("", LEAST)]
 
 
 def _model_ids(run: Run, side: str, kind: str) -> set[str]:

@@ -91,6 +91,17 @@ class TestTheTree:
         assert len(logs) == 3
         assert all(line.endswith("?try_number=1") for line in logs), "wrapped, cut, or filled with blanks"
 
+    def test_what_is_of_a_later_try_is_said(self, night: Night, capsys: pytest.CaptureFixture[str]) -> None:
+        model = night.step("train", [outside()], {"model": "Model"}, {"max_iter": "300"}, {"loss": 0.5})["model"]
+        night.step("train", [outside()], {}, {"max_iter": "400"}, {"loss": 0.25}, try_number=2)
+        for uri, max_iter, words in (
+            (model.uri, "300", "try 1 (state, metrics and code are those of try 2)\n"),
+            (f"runs:/{night.runs['train']}", "400", "try 2\n"),
+        ):
+            assert main(["lineage", uri]) == 0
+            out = capsys.readouterr().out
+            assert (f"max_iter={max_iter}\n" in out, f", {words}" in out) == (True, True), out
+
     def test_what_is_missing_is_said_where_it_is_missing(self) -> None:
         read = DatasetNode(name="table", digest="1", run_id="gone", uri="runs:/gone/x")
         gaps = (Gap(id="run:gone", reason="deleted for good"), Gap(id="model:m-1", reason="no such model"))

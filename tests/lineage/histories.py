@@ -123,7 +123,7 @@ class History:
         record = night.open(task, number, index)
         read = [self.things[each] for each in self.chance.sample(sorted(self.things), self.chance.randint(0, 3))]
         record.inputs = [each.ref.model_copy(update={"name": f"input_{place}"}) for place, each in enumerate(read)]
-        record.params = {"max_iter": str(index + 10 * int(night.run_id[-1]))}
+        record.params = {"max_iter": str(index + 10 * int(night.run_id[-1]) + 100 * number)}
         told = Try(record.run.run_id, number, night.run_id, record.attempt.identity.label, [each.ref.uri for each in read])
         if kind == "pod":
             record.tags[IMAGE] = f"app@{night.run_id}"

@@ -8,6 +8,7 @@ import pytest
 
 from airflow_ml_provider.hooks.mlflow import MlflowApi
 from airflow_ml_provider.lineage.difference import Change, compare, diff
+from airflow_ml_provider.lineage.query import trace
 from airflow_ml_provider.models.lineage import DatasetNode, Edge, Graph, ModelNode, RunNode, Step
 from tests.lineage.nights import COMMIT, Night
 
@@ -45,6 +46,30 @@ class TestOnRecord:
         ]
         data = next(each for each in found.changes if each.what == "data")
         assert [found.datasets[str(each)].numbers for each in (data.before, data.after)] == [{"rows": 30}, {"rows": 31}]
+
+    def test_a_try_has_its_own_parameters_and_data(self, nights: tuple[Night, Night]) -> None:
+        """A DAG was edited and cleared: all tries of a step are one MLflow run, whose parameters are those of the first."""
+        night, other = nights
+        raw = night.step("validate", makes={"flights": "Dataset"}, rows=30)["flights"]
+        first = night.step("train", [raw], {"model": "Model"}, {"max_iter": "300"}, {"loss": 0.5})["model"]
+        night.salt = "again"
+        again = night.step("validate", makes={"flights": "Dataset"}, rows=5, try_number=2)["flights"]
+        second = night.step("train", [again], {"model": "Model"}, {"max_iter": "400"}, {"loss": 0.25}, try_number=2)["model"]
+        night.step("train", [again], {}, {"max_iter": "300"}, try_number=3)
+        params = [trace(night.api, each).runs[0].params for each in (first.uri, second.uri, f"runs:/{night.runs['train']}")]
+        assert params == [{"max_iter": "300"}, {"max_iter": "400"}, {"max_iter": "300"}]
+        found = diff(night.api, first.uri, second.uri)
+        assert [(each.what, each.where, each.name) for each in found.changes] == [
+            ("data", "train", "flights"),
+            ("parameter", "train", "max_iter"),
+        ]
+        assert [each.before for each in found.changes if each.what == "parameter"] == ["300"]
+        assert {each.id for each in found.gaps} == {f"run:{night.runs[each]}" for each in ("validate", "train")}
+        assert all("the run's last" in each.reason for each in found.gaps)
+        assert diff(night.api, first.uri, first.uri).gaps == ()
+        later = other.step("train", [again], {"model": "Model"}, {"max_iter": "500"}, {"loss": 0.125})["model"]
+        told = {(each.what, each.before, each.after) for each in diff(night.api, second.uri, later.uri).changes}
+        assert told == {("parameter", "400", "500")}, "neither the commit nor the loss of try 3 is that of try 2"
 
 
 def way(run_id: str, image: str | None = None, task: str = "train", sha: str = "a", **metrics: float) -> Graph:

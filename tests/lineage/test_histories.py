@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,15 +82,31 @@ def is_own(history: History, run: object) -> bool:
 
 
 def check_versions(history: History) -> None:
-    """Compare champion and the one before it where a step is once on both ways, and show what is between them and the raw data."""
-    ways = [by_label(history, history.versions[history.aliases[alias]]) for alias in ("previous-champion", "champion")]
-    found = diff(history.api, *(f"models:/{history.name}@{alias}" for alias in ("previous-champion", "champion")))
+    """Compare champion and the one before it, and what two tries of a step have made; show what is between them and the raw data."""
+    check_difference(history, *(history.versions[history.aliases[alias]] for alias in ("previous-champion", "champion")))
+    for two in combinations(history.things.keys() - history.gone, 2):
+        makers = [history.things[place].maker or ("", 0) for place in two]
+        if makers[0][0] == makers[1][0] and makers[0][1] != makers[1][1]:
+            check_difference(history, *sorted(two))
+    champion = history.versions[history.aliases["champion"]]
+    for raw in (each for each in history.things if each.startswith("s3:")):
+        if raw in {place for some in by_label(history, champion).values() for each in some for place in each.reads}:
+            way = between(history.api, raw, f"models:/{history.name}@champion")
+            on_the_way = history.made_in({champion}) & history.came_of({raw})[0]
+            assert {each.run_id for each in way.runs} >= {run for run, _ in on_the_way}
+
+
+def check_difference(history: History, *places: str) -> None:
+    """Compare two things where a step is once on both ways."""
+    ways = [by_label(history, each) for each in places]
+    models = [history.things[each].model_id for each in places]
+    found = diff(history.api, *(f"models:/{model}" if model else place for model, place in zip(models, places, strict=True)))
     for label in {label for way in ways for label, some in way.items() if len(some) == 1}:
         some = [way.get(label, []) for way in ways]
-        if [len(each) for each in some] != [1, 1] or some[0][0].run_id == some[1][0].run_id:
+        if [len(each) for each in some] != [1, 1]:
             continue
         told = {(each.what, each.name): (each.before, each.after) for each in found.changes if each.where == label}
-        facts = [each[0].facts for each in some]
+        facts = facts_of(history, *(each[0] for each in some))
         expected = {
             key: (facts[0].get(key), facts[1].get(key))
             for key in facts[0].keys() | facts[1].keys()
@@ -98,12 +116,13 @@ def check_versions(history: History) -> None:
         data = [{f"input_{place}": history.things[each].ref.sha256 for place, each in enumerate(one[0].reads)} for one in some]
         differs = {name for name in data[0].keys() | data[1].keys() if data[0].get(name) != data[1].get(name)}
         assert {name for kind, name in told if kind == "data"} == differs
-    champion = history.versions[history.aliases["champion"]]
-    for raw in (each for each in history.things if each.startswith("s3:")):
-        if raw in {place for some in by_label(history, champion).values() for each in some for place in each.reads}:
-            way = between(history.api, raw, f"models:/{history.name}@champion")
-            on_the_way = history.made_in({champion}) & history.came_of({raw})[0]
-            assert {each.run_id for each in way.runs} >= {run for run, _ in on_the_way}
+
+
+def facts_of(history: History, *tries: Try) -> list[dict[tuple[str, str], Any]]:
+    """Take the facts of tries that are compared; of one that a later try has taken over from, MLflow knows the parameters alone."""
+    last = {each.run_id: each.number for each in history.tries}
+    whole = all(last[each.run_id] == each.number for each in tries)
+    return [{key: value for key, value in each.facts.items() if whole or key[0] == "parameter"} for each in tries]
 
 
 def by_label(history: History, place: str) -> dict[str, list[Try]]:

@@ -113,6 +113,17 @@ class TestModels:
         for words in ("rows > 70", "rows < 3", "rows = 50", "rows > 5 and rows < 60"):
             assert found_by(trained_on(night.api, words), night) == set(), words
 
+    def test_what_an_earlier_try_was_trained_on_is_found_after_a_clear(self, night: Night, unique: str) -> None:
+        read = {rows: night.step(f"made_{rows}", makes={"x": "Dataset"}, rows=rows)["x"] for rows in (12_000, 5_000, 8_000)}
+        models = {}
+        for number, rows in enumerate(read, start=1):
+            night.salt = f"{unique}{number}"
+            models[rows] = model_id_of(night.step("train", [read[rows]], {"model": "Model"}, try_number=number)["model"])
+        asked = {"rows > 10000": [12_000], "rows < 6000": [5_000], "rows = 12000": [12_000], "rows = 5000": [5_000]}
+        asked |= {"rows = 8000": [8_000], "rows >= 8000": [12_000, 8_000], "rows > 12000": [], "rows < 5000": []}
+        found = {words: found_by(trained_on(night.api, words), night) for words in asked}
+        assert found == {words: {models[each] for each in rows} for words, rows in asked.items()}
+
     def test_the_newest_come_first_and_no_more_than_were_wanted(self, night: Night) -> None:
         raw = night.step("prepare", makes={"x": "Dataset"}, rows=424_242)["x"]
         made = [model_id_of(night.step(f"train_{each}", [raw], {"model": "Model"})["model"]) for each in range(3)]

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from html import unescape
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -17,6 +18,7 @@ from airflow_ml_provider.models.run import OpenRun
 from airflow_ml_provider.plugin import steps
 from airflow_ml_provider.tracking import page_models, page_runs
 from airflow_ml_provider.tracking.runs import as_pairs
+from tests.lineage.nights import Night
 from tests.mlflow_proxy import MlflowProxy
 from tests.plugin.conftest import Browser
 from tests.plugin.test_web import said
@@ -102,6 +104,18 @@ class TestAModel:
         texts = {said(page(person(mine), mine, f"/model?{each}")) for each in asked}
         assert len(texts) == 1
         assert "no such thing" in texts.pop()
+
+    def test_numbers_of_a_later_try_are_not_those_of_an_earlier_version(
+        self, person: Person, mlflow_api: MlflowApi, mlflow_connection: str, tmp_path: Path, unique: str
+    ) -> None:
+        first, second = (Night(mlflow_api, tmp_path, unique, night, salt=f"{unique}{night}") for night in ("one", "two"))
+        for night, number, loss in ((first, 1, 0.5), (first, 2, 0.25), (second, 1, 0.125)):
+            night.register(unique, night.step("train", [], {"model": "Model"}, {}, {"loss": loss}, try_number=number)["model"])
+        rows = page(person(unique), unique, f"/model?name={unique}").split("<tr")
+        told = {
+            name[1]: re.findall('class="number">([^<]*)<', row) for row in rows if (name := re.search(r">(\d)</a></td>", row))
+        }
+        assert told == {"3": ["0.125"], "2": ["0.25"], "1": [""]}
 
     def test_its_page_shows_the_version_that_was_asked_for(self, person: Person, two: tuple[str, str, str]) -> None:
         mine, _, name = two

@@ -328,6 +328,24 @@ class TestWhichConnection:
         page = person(elsewhere).get(at("/run", elsewhere)).text
         assert leads_to(links(page)["MLflow run"], run)
 
+    def test_the_experiment_of_its_default_args_comes_first(
+        self, run_dag: Callable[..., Any], person: Person, record: Record, mlflow_connection: str, unique: str
+    ) -> None:
+        """A DAG with records of its own that is given the experiment of a team."""
+        old = record(unique, "manual__old")
+
+        @dag(dag_id=unique, schedule=None, start_date=pendulum.datetime(2024, 1, 1), default_args={"experiment": "team/{dag_id}"})
+        def plain() -> None:
+            task(task_id="train")(_nothing)()
+
+        run_dag(plain())
+        assert old.parent_run_id in person(unique).get(at("", unique)).text, "nothing is in the new one yet"
+        new = record(unique, NIGHTLY, experiment=f"team/{unique}")
+        page = person(unique).get(at("", unique)).text
+        assert (new.parent_run_id in page, old.parent_run_id in page) == (True, False)
+        for night, run_id in ((new, NIGHTLY), (old, "manual__old")):
+            assert leads_to(links(person(unique).get(at("/run", unique, run_id)).text)["MLflow run"], night)
+
     def test_it_is_found_in_airflows_database_too(
         self, person: Person, record: Record, mlflow_server: MlflowServer, unique: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
