@@ -117,19 +117,35 @@ def main() -> int:
     return 0
 
 
-def end_the_rest(spared: frozenset[int] = frozenset()) -> None:
-    """
-    End the processes that we have started, and that they have started, in whatever session.
+def end_the_rest() -> None:
+    """End the processes that we have started, and that they have started, in whatever session."""
+    _end([os.getpid()], spared=os.getpid())
 
-    :param spared: Ids of our children that go on, with theirs.
+
+def end_marked(variable: str) -> None:
     """
-    children = _children()
-    todo = [each for each in children.get(os.getpid(), []) if each not in spared]
+    End the processes that have a variable in their environment, and that they have started, whoever their parent is by now.
+
+    :param variable: Name, ``=`` and value.
+    """
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError, ValueError):  # of another user, or gone
+            if variable.encode() in entry.read_bytes().split(b"\0"):
+                found.append(int(entry.parent.name))
+    _end(found)
+
+
+def _end(todo: list[int], spared: int = 0) -> None:
+    """End processes with all that they have started."""
+    children, ended = _children(), {spared}
     while todo:
         pid = todo.pop()
-        todo += children.get(pid, [])
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGKILL)
+        todo += children.pop(pid, [])
+        if pid not in ended:
+            ended.add(pid)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def _hold_together() -> None:

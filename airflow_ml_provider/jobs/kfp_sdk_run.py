@@ -14,11 +14,14 @@ import sys
 import threading
 import time
 import traceback
+import uuid
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 EXECUTOR = "kfp.dsl.executor_main"
+MARK = "_ML_COMPONENT_PROCESS"
+"""Variable by which all that a component has started is told from what others have that run beside it."""
 TAIL_LINES = 60
 GRACE_S = 2.0
 """Seconds to read on after a component has ended, whose own processes may hold its output open."""
@@ -136,8 +139,7 @@ class LocalRun:
         return code == 0
 
     def _wait(self, task: Task, command: list[str], environment: dict[str, str], folder: Path) -> int:
-        from kfp_sdk_main import end_the_rest
-
+        mark = uuid.uuid4().hex
         with self._starting:  # so that nothing is ended between its start and our knowing of it
             process = subprocess.Popen(  # noqa: S603  (what the user's pipeline runs)
                 command,
@@ -146,7 +148,7 @@ class LocalRun:
                 stderr=subprocess.STDOUT,
                 text=True,
                 errors="replace",
-                env=environment,
+                env={**environment, MARK: mark},
                 cwd=folder,
             )
             self.running.add(process.pid)
@@ -155,11 +157,19 @@ class LocalRun:
             reader.start()
             code = process.wait()
             reader.join(GRACE_S)
-            with self._starting:
-                self.running.discard(process.pid)
-                end_the_rest(frozenset(self.running))  # a pod, too, ends with its first process
+            self._end_rest_of(process.pid, mark)
             reader.join()
         return code
+
+    def _end_rest_of(self, pid: int, mark: str) -> None:
+        """End what a component has left behind, as a pod ends with its first process."""
+        from kfp_sdk_main import end_marked, end_the_rest
+
+        with self._starting:
+            self.running.discard(pid)
+            end_marked(f"{MARK}={mark}")
+            if not self.running:
+                end_the_rest()  # also what has taken off the mark; none that runs can miss it
 
     def _read(self, task: Task, process: subprocess.Popen[str]) -> None:
         for line in process.stdout or ():

@@ -7,9 +7,11 @@ served from the cache has its files below the run that made them.
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
@@ -19,6 +21,7 @@ from typing import Any
 from airflow_ml_provider.core.kfp_component import MANIFEST
 from airflow_ml_provider.core.kfp_outputs import LOGS, DeclaredOutput
 from airflow_ml_provider.exceptions import ConfigError
+from airflow_ml_provider.models.artifact import load_metrics
 from airflow_ml_provider.models.kfp_results import KfpOutput, KfpResults
 from airflow_ml_provider.models.pod_step import StepManifest
 from airflow_ml_provider.tracking.places import ObjectStoragePlace, hash_tree, store_told
@@ -131,10 +134,26 @@ class PipelineFiles:
         :return: The manifest.
         :raises ConfigError: it is of another version; a retry never helps.
         """
+        return StepManifest.read_text(self._content(found))
+
+    def numbers(self, found: FoundFile) -> dict[str, Any]:
+        """
+        Read the numbers of a ``Metrics`` output of one of our steps.
+
+        :param found: Its file.
+        :return: Value per name, infinities and NaN as texts, as in a manifest; none where the step has written what is no JSON.
+        """
+        with suppress(ValueError, AttributeError):
+            told = load_metrics(self._content(found).decode())
+            numbers = {key: each for key, each in told.items() if isinstance(each, int | float)}
+            return {key: each if abs(each) < math.inf else json.dumps(each) for key, each in numbers.items()}
+        return {}
+
+    def _content(self, found: FoundFile) -> bytes:
         with TemporaryDirectory(prefix="airflow-ml-") as folder:
-            local = Path(folder) / "manifest.json"
+            local = Path(folder) / "content"
             self.place.read(found.path, local)
-            return StepManifest.read_text(local.read_bytes())
+            return local.read_bytes()
 
     def uri_of(self, found: FoundFile) -> str:
         """
@@ -162,12 +181,13 @@ def results_of_files(
     :raises ConfigError: the store cannot be opened, or refuses us; a retry never helps.
     :raises RemoteUnavailableError: it did not answer; a retry is safe.
     """
-    there, notes, some = files.of_run(run_id), list[str](), list(declared)
+    there, some = files.of_run(run_id), list(declared)
     looped = {each.task for each in some if each.looped}
+    manifests, notes = _manifests(files, run_id, some, earlier)
     outputs = [
         _placed(output, several)
-        for each, several in _counted((each for each in there if each.name == MANIFEST), looped)
-        for output in _of_manifest(files, each, there)
+        for each, several in _counted(manifests, looped)
+        for output in _of_manifest(files, each, files.of_run(each.run_id))
     ]
     told = {(each.task, each.name) for each in outputs}
     for one in some:
@@ -261,19 +281,38 @@ def _of_cache(files: PipelineFiles, run_id: str, one: DeclaredOutput, earlier: E
     )
 
 
+def _manifests(
+    files: PipelineFiles, run_id: str, declared: Iterable[DeclaredOutput], earlier: Earlier | None
+) -> tuple[list[FoundFile], list[str]]:
+    """Find the manifests of a run; for a task without any file in it, which may be a cached one, that of the earlier run."""
+    there = files.of_run(run_id)
+    found, notes, ran = [each for each in there if each.name == MANIFEST], list[str](), {each.task for each in there}
+    if earlier is None:
+        return found, notes
+    absent = {one.task: one for one in declared if one.name == MANIFEST and one.task not in ran}
+    for one in absent.values():
+        made, note = _of_cache(files, run_id, one, earlier)
+        found += made
+        notes.append(note)
+    return found, notes
+
+
 def _of_manifest(files: PipelineFiles, found: FoundFile, there: Iterable[FoundFile]) -> Iterator[KfpOutput]:
-    """Read what a step of ours tells of itself."""
+    """Read what a step of ours tells of itself; of several ``Metrics`` the files tell whose which number is."""
     manifest = files.manifest(found)
     beside = {each.name: each for each in there if (each.task, each.uuid) == (found.task, found.uuid)}
+    metrics = [name for name, written in manifest.outputs.items() if written.type == "Metrics"]
+    numbers: dict[str, dict[str, Any]] = {name: dict(manifest.metrics) for name in metrics}
+    if len(metrics) > 1:
+        numbers = {name: files.numbers(beside[name]) for name in metrics if name in beside and not beside[name].directory}
     for name, written in manifest.outputs.items():
-        numbers = dict(manifest.metrics) if written.type == "Metrics" else {}
         uri = files.uri_of(beside[name]) if name in beside else ""
         yield KfpOutput(
             name=name,
             task=found.task,
             type=written.type,
             uri=uri,
-            metadata=numbers,
+            metadata=numbers.get(name, {}),
             sha256=written.sha256,
             size=written.size,
             source="manifest",

@@ -275,6 +275,45 @@ def sleeps(note: str):
     sleeper(note=note)
 
 
+@dsl.component(base_image=IMAGE)
+def helped(which: str, notes: str) -> dict:
+    import os
+    import subprocess
+    import sys
+    import time
+
+    def alive(pid: int) -> bool:
+        try:
+            return open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] != "Z"
+        except FileNotFoundError:
+            return False
+
+    def helper_of(name: str) -> int:
+        while not os.path.exists(f"{notes}/{name}"):
+            time.sleep(0.05)
+        return int(open(f"{notes}/{name}").read())
+
+    code = "import os, sys; open(sys.argv[1] + '.new', 'w').write(str(os.getpid())); os.rename(sys.argv[1] + '.new', sys.argv[1])"
+    code += "; import time; time.sleep(600)"
+    daemon = ["sh", "-c", '"$@" >/dev/null 2>&1 &', "sh", sys.executable, "-c", code, f"{notes}/{which}"]
+    subprocess.run(daemon, check=True)
+    own, others = helper_of(which), helper_of("quick")
+    if which == "quick":
+        helper_of("slow")
+        return {"quick": alive(own)}
+    end = time.monotonic() + 20
+    while alive(others) and time.monotonic() < end:
+        time.sleep(0.05)
+    time.sleep(0.5)  # who ended that of the other would end ours with it
+    return {"slow": alive(own), "quick left": alive(others)}
+
+
+@dsl.pipeline(name="daemons")
+def daemons(notes: str):
+    with dsl.ParallelFor(["slow", "quick"], parallelism=2) as which:
+        helped(which=which, notes=notes)
+
+
 @dsl.component(base_image=IMAGE, packages_to_install=["tabulate==0.9.0"])
 def tabulated() -> str:
     import tabulate

@@ -256,6 +256,14 @@ class TestEnds:
         assert states(found[0]) == {"sleeper": "CANCELED"}
         assert local.run(package, {"note": "x"}, tmp_path / "again", run_id="two").run.state is RunState.CANCELED
 
+    def test_the_end_of_a_component_ends_its_own_helpers_and_not_those_of_one_that_runs_beside_it(self, tmp_path: Path) -> None:
+        outcome = run("daemons", tmp_path / "run", notes=str(tmp_path))
+        assert outcome.run.state is RunState.SUCCEEDED, outcome.problem
+        slow, quick = (each.value for each in outcome.results.find_all("helped.Output"))
+        assert quick == {"quick": True}
+        assert slow == {"slow": True, "quick left": False}
+        assert all_gone([*noted(tmp_path / "slow"), *noted(tmp_path / "quick")])
+
     def test_a_timeout_leaves_no_process(self, tmp_path: Path) -> None:
         package, note = compiled("sleeps"), tmp_path / "note"
         began = time.monotonic()

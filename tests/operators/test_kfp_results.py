@@ -9,7 +9,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pendulum
 import pytest
@@ -326,21 +326,22 @@ class TestFilesBelowThePipelineRoot:
 
 
 class TestAManifest:
+    TOLD: ClassVar[dict[str, Any]] = {
+        "version": 1,
+        "try_number": 1,
+        "state": "succeeded",
+        "exit_code": 0,
+        "outputs": {
+            "model": {"type": "Model", "file": "model", "sha256": hashlib.sha256(WEIGHTS).hexdigest(), "size": len(WEIGHTS)},
+            "metrics": {"type": "Metrics", "file": "metrics.json", "sha256": "b" * 64, "size": 9},
+        },
+        "metrics": {"auc": 0.93, "worst": "-Infinity"},
+        "result": 0.25,
+    }
+
     def test_of_a_step_that_became_a_component_gives_everything(self, night, serve, unique, mlflow_api):
-        told = {
-            "version": 1,
-            "try_number": 1,
-            "state": "succeeded",
-            "exit_code": 0,
-            "outputs": {
-                "model": {"type": "Model", "file": "model", "sha256": hashlib.sha256(WEIGHTS).hexdigest(), "size": len(WEIGHTS)},
-                "metrics": {"type": "Metrics", "file": "metrics.json", "sha256": "b" * 64, "size": 9},
-            },
-            "metrics": {"auc": 0.93, "worst": "-Infinity"},
-            "result": 0.25,
-        }
         server = serve()
-        server.makes("train", files={"model": WEIGHTS, MANIFEST: json.dumps(told).encode()})
+        server.makes("train", files={"model": WEIGHTS, MANIFEST: json.dumps(self.TOLD).encode()})
         answer = night(outputs={"model": Model, "metrics": Metrics, "loss": float, "auc": float}).xcom("train")
         assert answer["values"] == {"loss": 0.25, "auc": 0.93}
         assert answer["outputs"]["model"]["sha256"] == hashlib.sha256(WEIGHTS).hexdigest()
@@ -348,6 +349,22 @@ class TestAManifest:
         (run,) = nested(mlflow_api, unique)
         assert points(run)["auc"] == 0.93
         assert points(run)["worst"] < -1e300  # as MLflow keeps what no database can
+
+    def test_of_a_step_that_the_cache_has_served_is_that_of_the_earlier_run(self, night, serve, said, tmp_path):
+        server, wanted = serve(), {"model": Model, "metrics": Metrics, "train.Output": float, "auc": float}
+        spec = copy.deepcopy(PIPELINE)
+        made = spec["components"]["comp-train"]["outputDefinitions"]["artifacts"]
+        made[MANIFEST] = {"artifactType": {"schemaTitle": "system.Artifact", "schemaVersion": "0.0.1"}}
+        (tmp_path / "steps.json").write_text(json.dumps(spec))
+        server.makes("train", files={"model": WEIGHTS, MANIFEST: json.dumps(self.TOLD).encode()})
+        first = night(pipeline=str(tmp_path / "steps.json"), outputs=wanted).xcom("train")
+        server.cached("prepare", "train")
+        second = night(pipeline=str(tmp_path / "steps.json"), outputs=wanted).xcom("train")
+        assert second["run_id"] != first["run_id"]
+        assert second["values"] == first["values"] == {"train.Output": 0.25, "auc": 0.93}
+        assert second["outputs"]["model"] == first["outputs"]["model"]
+        assert second["outputs"]["metrics"]["path"] == "try-1/metrics.json"
+        assert f"Task 'train' was served from the cache: its {MANIFEST!r} is that of run {first['run_id']}." in said()
 
 
 class TestTheMlflowPlugin:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,54 @@ from airflow_ml_provider.core.kfp_component import MANIFEST
 from airflow_ml_provider.core.kfp_outputs import DeclaredOutput
 from airflow_ml_provider.exceptions import ConfigError
 from airflow_ml_provider.models.kfp_results import KfpOutput
+from airflow_ml_provider.step import airflow_ml_step
 from airflow_ml_provider.tracking import kfp_files
 from airflow_ml_provider.tracking.kfp_files import PipelineFiles, results_of_files, seen_at
 
 MODEL = DeclaredOutput("train", "model", "artifact", "Model")
 DATA = DeclaredOutput("prepare", "data", "artifact", "Dataset")
+TOLD = DeclaredOutput("train", MANIFEST, "artifact", "Artifact")
+MANIFEST_OF_ALL = {
+    "version": 1,
+    "try_number": 1,
+    "state": "succeeded",
+    "exit_code": 0,
+    "outputs": {
+        "model": {"type": "Model", "file": "model", "sha256": "a" * 64, "size": 7},
+        "metrics": {"type": "Metrics", "file": "metrics.json", "sha256": "b" * 64, "size": 9},
+    },
+    "metrics": {"auc": 0.9},
+    "result": {"rows": 3},
+}
+
+
+SEVERAL_METRICS = """
+def train(on_train, on_valid, custom):
+    on_train.log_metric("auc", 0.99)
+    on_train.log_metric("loss", float("inf"))
+    on_valid.log_metric("auc", 0.61)
+    on_valid.metadata["fold"] = "last"
+    with open(custom.path, "w") as file:
+        file.write("no JSON")
+"""
+COMPONENT = """
+import sys
+
+half, folder, manifest, source = sys.argv[1:]
+sys.path.insert(0, half)
+import airflow_ml_step
+
+
+class Metrics:
+    def __init__(self, name):
+        self.path, self.uri, self.metadata = f"{folder}/{name}", "", {}
+
+
+names = ("on_train", "on_valid", "custom")
+function = {"name": "train", "source": source, "roles": dict.fromkeys(names, "output"), "optional": []}
+airflow_ml_step.run_component(function, {}, {name: Metrics(name) for name in (*names, manifest)}, {})
+"""
+"""What a component does in its pod, without the SDK."""
 
 
 @pytest.fixture
@@ -117,6 +162,28 @@ class TestACachedTask:
         assert results.outputs == ()
         assert "none of an earlier run in which the task was to make the same" in results.notes[1]
 
+    def test_has_the_manifest_of_the_earlier_run_and_all_that_it_tells(self, files, write):
+        write(f"a/train/u/{MANIFEST}", json.dumps(MANIFEST_OF_ALL | {"result": "of a"}).encode())
+        write(f"b/train/u/{MANIFEST}", json.dumps(MANIFEST_OF_ALL).encode())
+        write("b/train/u/model", b"weights")
+        write("run/prepare/u/data")
+        results = results_of_files(files, "run", [MODEL, TOLD, DATA], lambda *_: ["b", "a"])
+        some = {each.label: each for each in results.outputs}
+        assert some.keys() == {"train.model", "train.metrics", "train.Output", "prepare.data"}
+        assert some["train.model"].uri.endswith("/churn/b/train/u/model")
+        assert (some["train.model"].sha256, some["train.model"].source) == ("a" * 64, "manifest")
+        assert some["train.metrics"].metadata == {"auc": 0.9}
+        assert some["train.Output"].value == {"rows": 3}
+        assert f"Task 'train' was served from the cache: its {MANIFEST!r} is that of run b." in results.notes
+
+    def test_is_no_task_that_has_files_in_this_run_whose_manifest_is_gone(self, files, write):
+        write(f"a/train/u/{MANIFEST}", json.dumps(MANIFEST_OF_ALL).encode())
+        write("a/train/u/model")
+        write("run/train/u/model")
+        some = found(files, MODEL, TOLD, earlier=lambda *_: ["a"])
+        assert list(some) == ["train.model"]
+        assert some["train.model"].uri.endswith("/churn/run/train/u/model")
+
     def test_is_not_looked_for_in_a_run_without_cached_tasks(self, files, write):
         write("a/train/u/model")
         assert found(files, MODEL) == {}
@@ -124,19 +191,7 @@ class TestACachedTask:
 
 class TestAManifest:
     def test_tells_everything_with_digests(self, files, write):
-        told = {
-            "version": 1,
-            "try_number": 1,
-            "state": "succeeded",
-            "exit_code": 0,
-            "outputs": {
-                "model": {"type": "Model", "file": "model", "sha256": "a" * 64, "size": 7},
-                "metrics": {"type": "Metrics", "file": "metrics.json", "sha256": "b" * 64, "size": 9},
-            },
-            "metrics": {"auc": 0.9},
-            "result": {"rows": 3},
-        }
-        write(f"run/train/u1/{MANIFEST}", json.dumps(told).encode())
+        write(f"run/train/u1/{MANIFEST}", json.dumps(MANIFEST_OF_ALL).encode())
         write("run/train/u1/model", b"weights")
         some = found(files, MODEL)
         assert some["train.model"].uri.endswith("/u1/model")
@@ -152,6 +207,18 @@ class TestAManifest:
         some = results_of_files(files, "run", [looped]).outputs
         assert sorted((each.value, each.loop) for each in some) == [(0, None), (1, None)]
         assert [each.value for each in results_of_files(files, "run", [MODEL]).outputs] == [0]
+
+    def test_of_a_step_with_several_metrics_gives_each_its_own_numbers(self, files, tmp_path):
+        folder = tmp_path / "churn/run/train/u1"
+        folder.mkdir(parents=True)
+        half = Path(airflow_ml_step.__file__).parent
+        subprocess.run([sys.executable, "-c", COMPONENT, half, folder, MANIFEST, SEVERAL_METRICS], check=True)
+        names = ("on_train", "on_valid", "custom")
+        some = found(files, *(DeclaredOutput("train", name, "artifact", "Metrics") for name in names))
+        told = {name: some[f"train.{name}"].metadata for name in names}
+        assert told == {"on_train": {"auc": 0.99, "loss": "Infinity"}, "on_valid": {"auc": 0.61}, "custom": {}}
+        (folder / "on_valid").unlink()
+        assert found(PipelineFiles(f"file://{tmp_path}", "churn"))["train.on_valid"].metadata == {}
 
     def test_of_another_version_is_refused(self, files, write):
         write(f"run/train/u1/{MANIFEST}", b'{"version": 9}')
