@@ -304,7 +304,7 @@ class MlflowRollbackModelOperator(MlflowOperator):
     Makes the champion before this one the champion again; what ``PromoteModelOperator`` did is undone.
 
     A retry, or a clear, does not swap them back: a task instance rolls back once, and completes what its try before began.
-    Another DAG run rolls back again.
+    Another DAG run rolls back again. A model remembers the newest 20 that have rolled it back.
 
     The XCom is ``{"name", "alias", "version", "rolled_back", "changed", "uri", "url"}``: the version that serves now, and the
     one that does not any more; ``changed`` is False where the try before had done it.

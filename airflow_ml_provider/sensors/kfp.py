@@ -23,6 +23,7 @@ from airflow_ml_provider.links.kfp import KfpExperimentLink, KfpPipelineLink, Kf
 from airflow_ml_provider.links.mlflow import MlflowRunLink
 from airflow_ml_provider.models.kfp import KfpRunOptions, PipelineRun, RunState, WaitOutcome
 from airflow_ml_provider.operators.kfp_typed import RunOutputsMixin
+from airflow_ml_provider.sensors.soft_fail import unsoftened
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -53,7 +54,8 @@ class KfpRunSensor(RunOutputsMixin, BaseSensorOperator):
     "pipeline_version_id"}``, and the run's outputs, as of ``KfpRunPipelineOperator``: ``sensor.output["model"]``. With
     ``outputs`` the task has a record in MLflow, made when the run has ended.
 
-    With ``soft_fail`` the task is skipped when the run has failed or the time is up, and fails when the server is away.
+    With ``soft_fail`` the task is skipped when the run has failed or the time is up, and fails when the server is away, or the
+    connection or the id is wrong.
 
     :param run_id: The run, which is known to exist. One that is gone is a failure.
     :param kfp_conn_id: Connection of the server.
@@ -110,7 +112,7 @@ class KfpRunSensor(RunOutputsMixin, BaseSensorOperator):
         deadline = time.time() + self.timeout
         if not defers(self.deferrable):
             self._deadline = None if self.reschedule else deadline
-            return super().execute(context)
+            return unsoftened(self, super().execute, context)
         with self._connected() as server:
             try:
                 run = server.jobs.look(self.run_id)
@@ -151,6 +153,18 @@ class KfpRunSensor(RunOutputsMixin, BaseSensorOperator):
             if told.outcome == "deadline":
                 return PokeReturnValue(is_done=False)  # Airflow ends it, as it ends other sensors
             return PokeReturnValue(is_done=True, xcom_value=self._finish(context, server, looking.run, told))
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """
+        Go on after the triggerer has waited, or after Airflow could not wait any longer.
+
+        :param next_method: Name of the method that goes on.
+        :param next_kwargs: What it is given.
+        :param context: Airflow's context.
+        :return: As :meth:`execute`.
+        :raises AirflowFailException: as :meth:`execute`.
+        """
+        return unsoftened(self, super().resume_execution, next_method, next_kwargs, context)
 
     def execute_complete(self, context: Context, event: Mapping[str, Any], deadline: float | None = None) -> dict[str, Any]:
         """

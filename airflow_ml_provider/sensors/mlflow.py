@@ -26,6 +26,7 @@ from airflow_ml_provider.models.watch import (
     VersionQuestion,
     WatchOutcome,
 )
+from airflow_ml_provider.sensors.soft_fail import unsoftened
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -42,8 +43,8 @@ class MlflowSensor(BaseSensorOperator):
     What the sensors of MLflow have in common; not to be used itself.
 
     An error of the server is borne for ``[ml] patience_s``, whatever the poke interval. With ``soft_fail`` the task is skipped
-    when the time is up or what it waits for will never come, and fails when the server is away; with ``never_fail`` it is skipped
-    then too.
+    when the time is up or what it waits for will never come, and fails when the server is away, or the connection, a name or a
+    rule is wrong; with ``never_fail`` it is skipped when the server is away too.
 
     A retry looks again, with a ``timeout`` of its own.
 
@@ -83,7 +84,7 @@ class MlflowSensor(BaseSensorOperator):
         :raises RemoteUnavailableError: the server did not answer within the patience; a retry is safe.
         """
         if not self._defers():
-            return super().execute(context)
+            return unsoftened(self, super().execute, context)
         deadline = time.time() + self.timeout
         sight = self._look()
         if sight.state == "waiting":
@@ -107,6 +108,18 @@ class MlflowSensor(BaseSensorOperator):
             return PokeReturnValue(is_done=False)
         told = WatchOutcome(outcome=sight.state, message=sight.message, value=sight.value)
         return PokeReturnValue(is_done=True, xcom_value=self._finish(told))
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """
+        Go on after the triggerer has waited, or after Airflow could not wait any longer.
+
+        :param next_method: Name of the method that goes on.
+        :param next_kwargs: What it is given.
+        :param context: Airflow's context.
+        :return: As :meth:`execute`.
+        :raises AirflowFailException: as :meth:`execute`.
+        """
+        return unsoftened(self, super().resume_execution, next_method, next_kwargs, context)
 
     def execute_complete(self, context: Context, event: Mapping[str, Any] | None) -> dict[str, Any]:  # noqa: ARG002  (Airflow's signature)
         """

@@ -1,7 +1,8 @@
 """
 Which runs have read what other runs have made: datasets by what MLflow keeps of their source, models by their ids.
 
-A step whose result was found by its cache stands on the run that made it: that is an edge too.
+A step's tags name what it has read too, also a model that it may not edit, and so cannot log as an input. A step whose result was
+found by its cache stands on the run that made it: that is an edge too.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, Protocol
 from airflow_ml_provider.exceptions import RemoteNotFoundError
 from airflow_ml_provider.hooks.mlflow import MlflowApi
 from airflow_ml_provider.tracking.cache_index import CACHED_FROM
+from airflow_ml_provider.tracking.lineage_tags import READ
 from airflow_ml_provider.tracking.runs import Run, age, run_id_of, tags_of
 
 AT_ONCE = 4
@@ -70,9 +72,10 @@ class Edges:
         """
         found: set[str] = set()
         for each in readers:
-            found |= {tags_of(each).get(CACHED_FROM, "")} & self.known.keys()
-            for dataset in each.get("inputs", {}).get("dataset_inputs", []):
-                found |= self._makers_in(dataset)
+            tags = tags_of(each)
+            found |= {tags.get(CACHED_FROM, "")} & self.known.keys()
+            found |= self._makers_in([key for key in tags if key.startswith(READ)])
+            found |= self._makers_in(each.get("inputs", {}).get("dataset_inputs", []))
         first = self._first_model_ms
         late = [run_id_of(each) for each in readers if first is not None and _end_ms(each) >= first]
         with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -80,9 +83,9 @@ class Edges:
                 found |= {self.makers[each] for each in models if each in self.makers}
         return found
 
-    def _makers_in(self, dataset: Mapping[str, Any]) -> set[str]:
-        """Find the ids of runs and models in what is on record of a dataset, whoever wrote it in whatever form."""
-        ids = set(_ID.findall(json.dumps(dataset)))
+    def _makers_in(self, said: Sequence[Any]) -> set[str]:
+        """Find the ids of runs and models in what is on record of datasets and tags, whoever wrote it in whatever form."""
+        ids = set(_ID.findall(json.dumps(said)))
         return (ids & self.known.keys()) | {self.makers[each] for each in ids if each in self.makers}
 
     def _models_of(self, run_id: str) -> set[str]:

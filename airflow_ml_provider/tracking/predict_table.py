@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 NO_REQUEST = 2
+LATER = "a later batch of predictions has other types than the first"
 
 
 class TableError(Exception):
@@ -37,11 +38,12 @@ def predict_table(request: dict[str, Any]) -> dict[str, Any]:
     keep = _kept(request["keep"], table.schema.names)
     model = mlflow.pyfunc.load_model(request["model"])
     features = _features(model, table.schema.names)
-    writer, rows, batches, columns = None, 0, 0, list(keep)
+    writer, made, rows, batches, columns = None, None, 0, 0, list(keep)
     try:
         for batch in _batches(table, request["batch_rows"], format_):
-            made = _predicted(model, batch, features, keep, request["parameters"])
-            written = _as_table(made, writer.schema if writer else None)
+            answer = _predicted(model, batch, features, keep, request["parameters"])
+            made = _as_table(answer, None if made is None else made.schema)
+            written = _beside(batch, keep, made)
             writer = writer or parquet.ParquetWriter(request["predictions"], written.schema)
             writer.write_table(written)
             rows, batches, columns = rows + written.num_rows, batches + 1, written.schema.names
@@ -85,7 +87,7 @@ def _kept(wanted: list[str] | None, has: list[str]) -> list[str]:
         return has
     if missing := [each for each in wanted if each not in has]:
         raise TableError(f"the table has no columns {missing} to keep; it has {has}.")
-    return wanted
+    return list(dict.fromkeys(wanted))
 
 
 def _features(model: Any, has: list[str]) -> list[str]:
@@ -100,7 +102,9 @@ def _features(model: Any, has: list[str]) -> list[str]:
 
 
 def _predicted(model: Any, batch: Any, features: list[str], keep: list[str], parameters: dict[str, Any] | None) -> Any:
-    """Predict on one batch, and put the answer beside the columns that are kept."""
+    """Predict on one batch, and look whether the answer fits beside the columns that are kept."""
+    import pandas as pd
+
     frame = batch.to_pandas()
     answer = model.predict(frame[features], params=parameters) if parameters else model.predict(frame[features])
     columns = _columns(answer)
@@ -109,7 +113,7 @@ def _predicted(model: Any, batch: Any, features: list[str], keep: list[str], par
         raise TableError(f"the model gave {sorted(lengths)} predictions for {len(frame)} rows; it must give one for each row.")
     if both := sorted(set(keep) & set(columns)):
         raise TableError(f"the columns {both} are in the table and in the model's answer. Leave them out of keep_columns.")
-    return frame[keep].assign(**columns)
+    return pd.DataFrame(columns)
 
 
 def _columns(answer: Any) -> dict[str, Any]:
@@ -136,8 +140,19 @@ def _as_table(frame: Any, schema: Any) -> Any:
 
     try:
         return pa.Table.from_pandas(frame, schema=schema, preserve_index=False)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise TableError(f"a later batch of predictions has other types than the first: {error}") from error
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+        what = "the predictions cannot be written as a table" if schema is None else LATER
+        raise TableError(f"{what}: {error}") from error
+
+
+def _beside(batch: Any, keep: list[str], made: Any) -> Any:
+    """Put predictions beside the columns that are kept; these stay in Arrow, as pandas has other types than the table."""
+    import pyarrow as pa
+
+    written = pa.Table.from_batches([batch]).select(keep)
+    for name, values in zip(made.column_names, made.columns, strict=True):
+        written = written.append_column(name, values)
+    return written
 
 
 def main(arguments: list[str]) -> int:

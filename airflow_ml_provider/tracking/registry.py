@@ -8,7 +8,7 @@ is made in an order that a retry completes: cut anywhere and called again, it en
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -25,7 +25,11 @@ log = logging.getLogger(__name__)
 CHAMPION = "champion"
 PREVIOUS_CHAMPION = "previous-champion"
 ROLLBACK = "airflow.rollback"
-"""Tag of a registered model while it is rolled back: ``<version that leaves>><version that returns>``."""
+"""Tag of a registered model while it is rolled back: ``<version that leaves>><version that returns>``, and keys of the tasks."""
+ROLLED_BACK_BY = "airflow.rolled_back_by."
+"""Start of the tags of a registered model that name, by their keys, the tasks that have rolled it back: when, and what."""
+ROLLBACKS_KEPT = 20
+"""How many of these tags a model has at most."""
 
 LOGICAL_DATE = "airflow.logical_date"
 """Tag of a LoggedModel and of a version: logical date of the DAG run that trained it, in ISO form; not of a run without one."""
@@ -241,7 +245,7 @@ class ModelRegistry:
         log.info("%s@%s is version %s now; before: %s", name, alias, version, before or "none")
         return Promotion(name, version, before, changed=True)
 
-    def rollback(self, name: str, *, alias: str = CHAMPION, previous_alias: str = PREVIOUS_CHAMPION) -> Promotion:
+    def rollback(self, name: str, *, alias: str = CHAMPION, previous_alias: str = PREVIOUS_CHAMPION, task: str = "") -> Promotion:
         """
         Swap the champion and the one before it; a second call swaps them back.
 
@@ -251,6 +255,7 @@ class ModelRegistry:
         :param name: Name of the registered model.
         :param alias: Alias of the champion.
         :param previous_alias: Alias of the champion before it.
+        :param task: Key of the task that does it, which gets a tag that says so; empty for a person.
         :return: How the aliases stand; ``previous`` is the version that was rolled back.
         :raises ConfigError: there is no champion, or none before it, or they are the same; a retry never helps.
         :raises RemoteNotFoundError: there is no such registered model; a retry never helps.
@@ -259,14 +264,26 @@ class ModelRegistry:
         check_name(name)
         check_aliases(alias, previous_alias)
         aliases, tags = self._state(name)
-        leaves, returns = _swap(name, aliases, alias, previous_alias, tags.get(ROLLBACK, ""))
-        self._api.post("registered-models/set-tag", {"name": name, "key": ROLLBACK, "value": f"{leaves}>{returns}"})
+        begun, others = begun_in(tags)
+        leaves, returns = _swap(name, aliases, alias, previous_alias, begun)
+        swap = f"{leaves}>{returns}"
+        tasks = list(dict.fromkeys([*(others if begun == swap else ()), *filter(None, [task])]))
+        self._tag(name, ROLLBACK, " ".join([swap, *tasks]))  # keeps the names until each has a tag of its own
         self._point(name, alias, returns)
         self._point(name, previous_alias, leaves)
         self._expect(name, alias, returns)
-        self._api.delete("registered-models/delete-tag", {"name": name, "key": ROLLBACK})
+        for key in self._remembered(name, swap, tasks, tags):
+            self._api.delete("registered-models/delete-tag", {"name": name, "key": key})
         log.info("%s@%s is version %s again; rolled back: %s", name, alias, returns, leaves)
         return Promotion(name, returns, leaves, changed=True)
+
+    def _remembered(self, name: str, swap: str, tasks: Sequence[str], tags: Mapping[str, str]) -> list[str]:
+        """Note the tasks that have rolled back, and name the tags that are over: the mark, and those of the oldest."""
+        mine = {ROLLED_BACK_BY + each: f"{datetime.now(UTC).isoformat()} {swap}" for each in tasks}
+        for key, value in mine.items():
+            self._tag(name, key, value)
+        others = sorted((each for each in tags if each.startswith(ROLLED_BACK_BY) and each not in mine), key=tags.__getitem__)
+        return [ROLLBACK, *others[: max(0, len(others) + len(mine) - ROLLBACKS_KEPT)]]
 
     def _ensure(self, name: str) -> None:
         """Make the registered model unless there is one."""
@@ -324,11 +341,25 @@ class ModelRegistry:
     def _point(self, name: str, alias: str, version: str) -> None:
         self._api.post("registered-models/alias", {"name": name, "alias": alias, "version": version})
 
+    def _tag(self, name: str, key: str, value: str) -> None:
+        self._api.post("registered-models/set-tag", {"name": name, "key": key, "value": value})
+
     def _expect(self, name: str, alias: str, version: str | None) -> None:
         """Look whether an alias stands where it should."""
         found = self._state(name)[0].get(alias)
         if found != version:
             raise _moved(name, alias, found=found, wanted=version)
+
+
+def begun_in(tags: Mapping[str, str]) -> tuple[str, list[str]]:
+    """
+    Read what rollback was begun, and not ended.
+
+    :param tags: Tags of a registered model.
+    :return: What :data:`ROLLBACK` says of versions, empty for none, and of tasks.
+    """
+    begun, *tasks = tags.get(ROLLBACK, "").split() or [""]
+    return begun, tasks
 
 
 def as_date(text: str) -> datetime | None:

@@ -20,14 +20,15 @@ from airflow_ml_provider.models.run import StepIdentity
 from airflow_ml_provider.tracking.artifacts import SHA256, ArtifactStore
 from airflow_ml_provider.tracking.experiments import pages_of
 from airflow_ml_provider.tracking.places import place_for
-from airflow_ml_provider.tracking.registry import ROLLBACK, ModelRegistry
+from airflow_ml_provider.tracking.registry import ROLLED_BACK_BY, ModelRegistry, begun_in
 
 log = logging.getLogger(__name__)
 
 COPIED_FROM = "airflow.copied_from"
 """Tag of a version that was copied: ``models:/<name>/<version>`` of the one that it is a copy of."""
-ROLLED_BACK_BY = "airflow.rolled_back_by"
-"""Tag of a registered model: key of the task that has rolled it back, and ``<version that left>><version that returned>``."""
+LAST_ROLLED_BACK_BY = "airflow.rolled_back_by"
+"""Tag of a registered model, by releases that remembered one task alone: its key, and ``<version that leaves>><that returns>``,
+written before anything was moved."""
 _RUN = re.compile(r"^runs:/([0-9a-zA-Z][\w-]{0,255})/(.+)$", re.ASCII)
 
 
@@ -236,7 +237,7 @@ class RegistryVersions:
         Swap the champion and the one before it, once for one task: asked again, it says how the aliases stand.
 
         :param name: Name of the registered model.
-        :param identity: The task; a tag of the model keeps which one was the last to roll it back.
+        :param identity: The task; the model's tags name the newest 20 that have rolled it back.
         :param alias: Alias of the champion.
         :param previous_alias: Alias of the champion before it.
         :return: Name, version that serves, version that was rolled back, and whether this call did it, as plain JSON.
@@ -246,19 +247,13 @@ class RegistryVersions:
         check_name(name)
         check_aliases(alias, previous_alias)
         model = self.model(name)
-        by, _, swap = model["tags"].get(ROLLED_BACK_BY, "").partition(" ")
         now, before = model["aliases"].get(alias), model["aliases"].get(previous_alias)
-        begun = model["tags"].get(ROLLBACK, "")
-        changed = by != identity.key or bool(begun) or f"{now}>{before}" == swap
+        changed = not _has_rolled_back(model["tags"], identity.key, now, before)
         if changed:
-            possible = bool(begun) or (now and before and now != before)  # else the rollback below says what is wrong
-            if by != identity.key and possible:
-                value = f"{identity.key} {begun or f'{now}>{before}'}"
-                self.api.post("registered-models/set-tag", {"name": name, "key": ROLLED_BACK_BY, "value": value})
-            done = self.registry.rollback(name, alias=alias, previous_alias=previous_alias)
+            done = self.registry.rollback(name, alias=alias, previous_alias=previous_alias, task=identity.key)
             now, before = done.version, done.previous
         else:
-            log.info("This task has rolled back %s (%s) already; nothing is moved again.", name, swap)
+            log.info("This task has rolled back %s already; nothing is moved again.", name)
         return {"name": name, "alias": alias, "version": now, "rolled_back": before, "changed": changed} | {
             "uri": f"models:/{name}/{now}",
             "url": self.api.server.model_page(name, now or ""),
@@ -338,3 +333,12 @@ class RegistryVersions:
             "sha256": tags.get(SHA256, ""),
             "url": self.api.server.model_page(name, version),
         }
+
+
+def _has_rolled_back(tags: Mapping[str, str], task: str, now: str | None, before: str | None) -> bool:
+    """Say whether nothing is left for a task to do, by the model's tags and how its aliases stand."""
+    begun, tasks = begun_in(tags)
+    if ROLLED_BACK_BY + task in tags:  # all is moved; a try that was cut right after has left its mark
+        return task not in tasks or begun != f"{before}>{now}"
+    by, _, swap = tags.get(LAST_ROLLED_BACK_BY, "").partition(" ")
+    return by == task and not begun and swap != f"{now}>{before}"

@@ -11,6 +11,7 @@ from airflow.sdk import DAG
 from airflow_ml_provider.exceptions import ConfigError, RemoteUnavailableError
 from airflow_ml_provider.operators.mlflow_cleanup import MlflowCleanUpRunsOperator
 from airflow_ml_provider.tracking.cleanup import CleanUp, Rules, trees_of
+from airflow_ml_provider.tracking.lineage_tags import READ
 from airflow_ml_provider.tracking.registry_versions import RegistryVersions
 from airflow_ml_provider.tracking.run_records import RunRecords
 from airflow_ml_provider.tracking.runs import RunTree, now_ms
@@ -156,6 +157,14 @@ def test_what_a_run_that_stays_has_read_stays_and_what_that_has_read_too(clean, 
     mlflow_api.post("runs/log-inputs", {"run_id": reader, "models": [{"model_id": model}]})
     said = clean(delete_artifacts=True)
     assert (said["runs"], said["kept"]) == ([unread], {"read": 2})
+
+
+@pytest.mark.parametrize("kind", ["model", "run"])
+def test_what_a_run_that_stays_names_in_a_tag_as_read_stays_though_mlflow_knows_of_no_input(clean, ended, model_of, stage, kind):
+    maker, unread = ended(30), ended(30)
+    ended(1, **{READ + (model_of(maker) if kind == "model" else maker): "try-1/model", f"{READ}sha256-{'0' * 12}": "try-1/x"})
+    said = clean(delete_artifacts=True)
+    assert (said["runs"], said["kept"], stage(maker)) == ([unread], {"read": 1, "young": 1}, "active")
 
 
 def test_what_only_runs_that_go_have_read_goes_with_them_the_readers_first(clean, ended, mlflow_api):

@@ -21,6 +21,7 @@ from airflow_ml_provider.operators.mlflow_models import (
     MlflowUpdateModelOperator,
 )
 from airflow_ml_provider.operators.promotion import PromoteModelOperator
+from airflow_ml_provider.tracking.registry import ROLLBACK, ROLLBACKS_KEPT, ROLLED_BACK_BY
 from airflow_ml_provider.tracking.registry_versions import COPIED_FROM, RegistryVersions
 from airflow_ml_provider.tracking.run_records import RunRecords
 from airflow_ml_provider.tracking.runs import RunTree
@@ -247,6 +248,57 @@ class TestRollingBack:
         with CutApi(mlflow_api, 2, answered=True) as cut, pytest.raises(RemoteUnavailableError):
             self.back(RegistryVersions(cut), unique, other)
         assert [self.back(registry, unique)["version"] for _ in range(2)] == ["1", "1"]
+
+    def test_a_clear_does_not_swap_back_after_another_dag_run_or_a_person_has(self, promoted, registry, unique):
+        other = ME.model_copy(update={"run_id": "other"})
+        assert [self.back(registry, unique, each)["version"] for each in (ME, other)] == ["1", "2"]
+        cleared = [self.back(registry, unique, each) for each in (ME, other, ME)]
+        assert [(each["version"], each["changed"]) for each in cleared] == [("2", False)] * 3
+        registry.registry.rollback(unique)
+        assert [self.back(registry, unique, each)["version"] for each in (ME, other)] == ["1", "1"]
+
+    @pytest.mark.parametrize("answered", [False, True])
+    @pytest.mark.parametrize("at", [0, 3, 4])
+    def test_two_tasks_cut_anywhere_have_rolled_back_once_each_or_once_together(
+        self, promoted, registry, mlflow_api, unique, at, answered
+    ):
+        other = ME.model_copy(update={"run_id": "other"})
+        with CutApi(mlflow_api, at, answered) as cut, pytest.raises(RemoteUnavailableError):
+            self.back(RegistryVersions(cut), unique, other)
+        begun = ROLLBACK in registry.model(unique)["tags"]
+        served = self.back(registry, unique)["version"]
+        assert served == ("2" if at == 4 and answered else "1"), "what was begun is completed; what was done is rolled back"
+        together = begun or served == "2"
+        assert [self.back(registry, unique, each)["version"] for each in (other, ME)] == [served if together else "2"] * 2
+        assert ROLLBACK not in registry.model(unique)["tags"]
+
+    @pytest.mark.parametrize("answered", [False, True])
+    @pytest.mark.parametrize("at", [3, 4])
+    def test_a_mark_that_was_left_does_not_roll_back_what_was_promoted_since(
+        self, promoted, registry, mlflow_api, unique, at, answered
+    ):
+        with CutApi(mlflow_api, at, answered) as cut, pytest.raises(RemoteUnavailableError):
+            self.back(RegistryVersions(cut), unique)
+        registry.register(unique, f"models:/{logged_model(mlflow_api, {})}")
+        registry.registry.promote(unique, "3")
+        noted = at == 4 or answered
+        assert self.back(registry, unique)["version"] == ("3" if noted else "1")
+
+    def test_a_task_that_an_earlier_release_has_noted_does_not_swap_back(self, promoted, registry, mlflow_api, unique):
+        done = ME.model_copy(update={"run_id": "done"})
+        for task, swap, version in ((ME, "2>1", "1"), (done, "2>1", "1")):  # the one was cut before it had begun
+            tag = {"name": unique, "key": "airflow.rolled_back_by", "value": f"{task.key} {swap}"}
+            mlflow_api.post("registered-models/set-tag", tag)
+            assert self.back(registry, unique, task)["version"] == version
+
+    def test_the_newest_rollbacks_are_remembered_and_no_more(self, promoted, registry, mlflow_api, unique):
+        keys = [ME.model_copy(update={"run_id": str(number)}).key for number in range(ROLLBACKS_KEPT + 1)]
+        for number, key in enumerate(keys):
+            tag = {"key": ROLLED_BACK_BY + key, "value": f"2020-01-01T00:00:{number:02}+00:00 2>1"}
+            mlflow_api.post("registered-models/set-tag", {"name": unique} | tag)
+        assert [self.back(registry, unique)["changed"] for _ in range(2)] == [True, False]
+        kept = {key.removeprefix(ROLLED_BACK_BY) for key in registry.model(unique)["tags"]}
+        assert kept == {*keys[2:], ME.key}
 
     def test_without_one_before_it_says_so_and_leaves_no_mark(self, registry, mlflow_api, unique):
         registry.register(unique, f"models:/{logged_model(mlflow_api, {})}")

@@ -9,15 +9,19 @@ import sys
 import threading
 import warnings
 import zipfile
+from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 
 import mlflow
 import pandas as pd
 import pendulum
+import pyarrow as pa
 import pytest
 from airflow.sdk import DAG, dag
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
+from pyarrow import parquet
 
 from airflow_ml_provider import Dataset, Input, ml_task
 from airflow_ml_provider.exceptions import ConfigError, PredictionError, RemoteUnavailableError
@@ -43,6 +47,12 @@ class Doubler(mlflow.pyfunc.PythonModel):
             raise ValueError("negative")
         if (frame["x"] == 99).any():
             return [1]
+        if (frame["x"] == 97).any():
+            return [True]
+        if (frame["x"] == 98).any():
+            return [1j]
+        if (frame["x"] == 96).any():
+            return ["six"]
         return pd.DataFrame({"twice": frame["x"] * 2, "rows": len(frame), "apart": os.environ.get("VIRTUAL_ENV", sys.prefix)})
 
 mlflow.models.set_model(Doubler())
@@ -143,6 +153,38 @@ class TestInTheWorker:
             "columns": ["id"],
         }
         assert pd.read_parquet(tmp_path / "out.parquet").columns.tolist() == ["id"]
+
+    @pytest.mark.parametrize(
+        "values",
+        [
+            pa.array([2**60 + 1, None, None, 2]),
+            pa.array([None, None, "x", "y"]),
+            pa.array([None, None, True, False]),
+            pa.array([None, None, None, None], pa.date32()),
+            pa.array([None, None, Decimal("1.5"), Decimal("0.1")]),
+            pa.array([None, None, [1], [2, None]]),
+            pa.array(["a", "b", None, "c"]).dictionary_encode(),
+            pa.array([datetime(9999, 12, 31, tzinfo=UTC), None, None, datetime(1, 1, 1, tzinfo=UTC)]),
+        ],
+        ids=lambda values: str(values.type),
+    )
+    def test_a_kept_column_is_written_as_it_was_read_whatever_a_batch_holds(self, model, tmp_path, values):
+        table = pa.table({"x": pa.array([0, 1, 2, 3]), "kept": values})
+        parquet.write_table(table, tmp_path / "t.parquet")
+        predict_here(ask(model, tmp_path / "t.parquet", tmp_path, batch_rows=2))
+        written = parquet.read_table(tmp_path / "out.parquet")
+        assert written.column_names == ["x", "kept", "twice", "rows", "apart"]
+        assert written["kept"].type == values.type
+        assert written["kept"].to_pylist() == values.to_pylist()
+        assert written["twice"].to_pylist() == [0, 2, 4, 6]
+
+    def test_answers_that_change_their_type_between_batches_are_said_to(self, model, tmp_path):
+        pd.DataFrame({"x": [97, 96]}).to_parquet(tmp_path / "t.parquet")
+        with pytest.raises(ConfigError, match="a later batch of predictions has other types than the first"):
+            predict_here(ask(model, tmp_path / "t.parquet", tmp_path, batch_rows=1))
+        pd.DataFrame({"x": [98]}).to_parquet(tmp_path / "t.parquet")
+        with pytest.raises(ConfigError, match="the predictions cannot be written as a table"):
+            predict_here(ask(model, tmp_path / "t.parquet", tmp_path))
 
     @pytest.mark.parametrize(
         ("frame", "keep", "said"),

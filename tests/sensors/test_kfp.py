@@ -12,7 +12,7 @@ from typing import Any
 
 import pendulum
 import pytest
-from airflow.providers.common.compat.sdk import TaskDeferred
+from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferred
 from airflow.sdk import DAG
 
 from airflow_ml_provider.config import Settings
@@ -251,6 +251,17 @@ class TestAServer:
         assert wait(run_id=run_id, **way, soft_fail=True).task("wait") == "failed"
         assert "patience 1 s" in said()
         assert wait(run_id=run_id, **way, never_fail=True).task("wait") == "skipped"
+
+    @EACH_WAY
+    def test_that_nobody_has_named_fails_the_task_even_if_it_may_fail(self, wait, run_id, way, said):
+        assert wait(run_id=run_id, kfp_conn_id="nowhere", soft_fail=True, retries=1, **way).task("wait") == "failed"
+        assert "there is no connection 'nowhere'" in said()
+
+    def test_that_nobody_names_any_longer_fails_a_resumed_task_even_if_it_may_fail(self, run_id):
+        sensor = KfpRunSensor(task_id="wait", run_id=run_id, kfp_conn_id="nowhere", soft_fail=True, deferrable=True)
+        event = {"run_id": run_id, "outcome": "ended", "state": "SUCCEEDED"}
+        with pytest.raises(AirflowFailException, match="there is no connection 'nowhere'"):
+            sensor.resume_execution("execute_complete", {"event": event}, {})
 
 
 class TestDeferring:

@@ -11,10 +11,10 @@ from typing import Any
 
 import pendulum
 import pytest
-from airflow.providers.common.compat.sdk import AirflowSensorTimeout, TaskDeferred
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSensorTimeout, AirflowSkipException, TaskDeferred
 from airflow.sdk import DAG
 
-from airflow_ml_provider.exceptions import ConfigError
+from airflow_ml_provider.exceptions import ConfigError, RemoteUnavailableError
 from airflow_ml_provider.hooks.mlflow import MlflowApi
 from airflow_ml_provider.models.watch import WatchOutcome
 from airflow_ml_provider.sensors.mlflow import (
@@ -253,6 +253,36 @@ class TestTheServer:
         outcome = wait(MlflowRunSensor, run_id="0" * 32, mlflow_conn_id="nowhere", retries=1, **way)
         assert outcome.task("wait") == "failed"
         assert "there is no connection 'nowhere'" in said()
+
+    @EACH_WAY
+    def test_that_nobody_has_named_or_a_wrong_rule_fails_a_sensor_too_that_may_fail(self, wait, way, said):
+        nowhere = {"run_id": "0" * 32, "mlflow_conn_id": "nowhere", "soft_fail": True, "retries": 1}
+        assert wait(MlflowRunSensor, **nowhere, **way).task("wait") == "failed"
+        assert wait(MlflowMetricSensor, run_id="0" * 32, rule="auc", soft_fail=True, **way).task("wait") == "failed"
+        told = said()
+        assert "there is no connection 'nowhere'" in told
+        assert "is not a rule" in told
+
+    @pytest.mark.parametrize(
+        ("told", "fails"),
+        [
+            ("refused", pytest.raises(AirflowFailException, match=r"^so it is$")),
+            ("deadline", pytest.raises(AirflowSkipException)),
+            ("unreachable", pytest.raises(RemoteUnavailableError, match=r"^so it is$")),
+        ],
+    )
+    def test_that_refuses_while_it_is_waited_for_fails_a_sensor_too_that_may_fail(self, told, fails):
+        event = {"event": WatchOutcome(outcome=told, message="so it is").model_dump(mode="json")}
+        with pytest.raises(AirflowSkipException):
+            MlflowRunSensor(task_id="wait", run_id="r", never_fail=True).resume_execution("execute_complete", event, {})
+        sensor = MlflowRunSensor(task_id="wait", run_id="r", soft_fail=True, deferrable=True)
+        with fails as raised:
+            sensor.resume_execution("execute_complete", event, {})
+        seen, each = [], raised.value
+        while each is not None:
+            assert each not in seen, "who prints the chain of errors comes to its end"
+            seen.append(each)
+            each = each.__cause__ or each.__context__
 
     @pytest.mark.parametrize(
         ("event", "error"),
