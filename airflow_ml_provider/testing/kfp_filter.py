@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 from urllib.parse import unquote_plus
 
@@ -64,7 +64,9 @@ class Predicate:
         """
         held = getattr(item, self.column.field)
         if self.operation == "IN":
-            return any(compare(held, each) == 0 for each in self.value)
+            is_text = isinstance(held, str)
+            same, other = self._listed[is_text], self._listed[not is_text]
+            return collated(held) in same or any(compare(held, each) == 0 for each in other)
         if self.operation == "IS_SUBSTRING":
             return _like(str(self.value)).search(str(held)) is not None
         order = compare(held, self.value)
@@ -76,6 +78,12 @@ class Predicate:
             "LESS_THAN": order < 0,
             "LESS_THAN_EQUALS": order <= 0,
         }[self.operation]
+
+    @cached_property
+    def _listed(self) -> dict[bool, frozenset[Any]]:
+        """The values of ``IN``, texts (True) and numbers apart: thousands of them are held against thousands of items."""
+        texts = {collated(each) for each in self.value if isinstance(each, str)}
+        return {True: frozenset(texts), False: frozenset(each for each in self.value if not isinstance(each, str))}
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def ask(
     path: str,
     body: Any = None,
     *,
-    timeout_s: float = 5.0,
+    timeout_s: float = 30.0,
     headers: dict[str, str] | None = None,
     **query: Any,
 ) -> tuple[int, Any]:
