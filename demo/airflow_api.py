@@ -24,6 +24,8 @@ __all__ = ["AirflowApi", "Json"]
 Json = dict[str, Any]
 FINISHED = frozenset({"success", "failed"})
 PAGE = 100
+LOCKED_PAUSES_S = (1.0, 2.0, 4.0)
+"""How long to wait before what SQLite's lock was in the way of is asked for again."""
 
 
 class AirflowApi:
@@ -76,7 +78,7 @@ class AirflowApi:
 
     def call(self, method: str, path: str, *, body: Json | None = None, **query: Any) -> Json:
         """
-        Send one request that must succeed.
+        Send one request that must succeed; one that Airflow's database has refused is sent again.
 
         :param method: HTTP method.
         :param path: Path below ``/api/v2``, with a slash first.
@@ -86,6 +88,11 @@ class AirflowApi:
         :raises DemoError: the answer is an error; the message has its text.
         """
         answer = self.request(method, path, body=body, **query)
+        for pause_s in LOCKED_PAUSES_S:
+            if not _was_locked(answer):
+                break
+            time.sleep(pause_s)
+            answer = self.request(method, path, body=body, **query)
         if answer.is_error:
             raise DemoError(f"Airflow answered {answer.status_code} to {method} {path}: {answer.text[:500]}")
         return dict(answer.json()) if answer.content else {}
@@ -321,3 +328,8 @@ def _json(answer: httpx.Response) -> Json:
     if answer.is_error:
         raise DemoError(f"Airflow answered {answer.status_code} to {answer.request.url}: {answer.text[:500]}")
     return dict(answer.json())
+
+
+def _was_locked(answer: httpx.Response) -> bool:
+    """Whether Airflow's database has refused a request, which is undone then: SQLite's lock was not to be had in time."""
+    return answer.status_code == httpx.codes.INTERNAL_SERVER_ERROR and '"Database error"' in answer.text
