@@ -54,6 +54,8 @@ def test_a_step_ends_as_it_has_to_with_the_reason_told_and_nothing_left(stage: S
     log = play.log(CASES[name].told_in)
     assert ended == (case.state, case.tries), log
     assert missing() == [], log
+    with contextlib.suppress(TimeoutError):  # nor does the worker, which closes the run
+        until("the run's end", lambda: status_of(play.site.run_of(play.dag_id, play.task)) == case.run, 30, pause_s=1)
     run = play.site.run_of(play.dag_id, play.task)
     assert status_of(run) == case.run
     assert metrics_of(run) | case.metrics == metrics_of(run)
