@@ -21,6 +21,7 @@ from airflow_ml_provider.exceptions import AirflowMLError, ConfigError, RemoteJo
 from airflow_ml_provider.hooks.patience import patiently
 from airflow_ml_provider.jobs.pods import OnFinish, PodJobs, QuotaExceededError
 from airflow_ml_provider.models.pod import PodEnd, PodOutcome, PodSnapshot
+from airflow_ml_provider.models.pod_options import MAIN
 from airflow_ml_provider.models.run import StepIdentity
 
 log = logging.getLogger(__name__)
@@ -28,8 +29,6 @@ T = TypeVar("T")
 
 MEMORY_KEY = "ml_pod"
 """Of the task state store."""
-MAIN = "base"
-"""Name of the main container."""
 CLEAR_WITHIN_S = 120.0
 """Seconds beyond its grace period that a pod may take to be gone; one whose node is lost takes for ever."""
 QUOTA_PAUSE_S = 15.0

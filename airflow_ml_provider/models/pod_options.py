@@ -17,6 +17,9 @@ Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 ExitCode = Annotated[int, Field(ge=1, le=255, strict=True)]
 Gib = Annotated[float, Field(gt=0, le=32768, allow_inf_nan=False)]
 
+MAIN = "base"
+"""Name of the main container, KubernetesPodOperator's own."""
+
 
 class PodOptions(PodPlacement):
     """

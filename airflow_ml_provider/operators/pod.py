@@ -19,12 +19,11 @@ from airflow_ml_provider.core.signature import StepSignature
 from airflow_ml_provider.lineage.openlineage_mixin import parent_variables
 from airflow_ml_provider.links.mlflow import MlflowCachedFromLink, MlflowRunLink
 from airflow_ml_provider.models.cache import Cache
-from airflow_ml_provider.models.pod_options import PodOptions
+from airflow_ml_provider.models.pod_options import MAIN, PodOptions
 from airflow_ml_provider.models.resources import GpuRequest, StepResources
 from airflow_ml_provider.operators.cache_hit import CacheHitError
 from airflow_ml_provider.operators.pod_cache import keep_result, read_pod_cache
 from airflow_ml_provider.operators.pod_checks import (
-    MAIN,
     check_arguments,
     check_restarts,
     read_declared,

@@ -14,13 +14,11 @@ from airflow.sdk.definitions.xcom_arg import PlainXComArg
 from airflow_ml_provider.core.signature import StepParameter, StepSignature
 from airflow_ml_provider.exceptions import ConfigError
 from airflow_ml_provider.models.artifact import Artifact, Model
-from airflow_ml_provider.models.pod_options import PodOptions
+from airflow_ml_provider.models.pod_options import MAIN, PodOptions
 from airflow_ml_provider.models.resources import shown
 from airflow_ml_provider.operators.declared import check_names, declare_output
 from airflow_ml_provider.operators.references import StepReference, check_value
 
-MAIN = "base"
-"""Name of the main container, KubernetesPodOperator's own."""
 _NAMED = "the pod's name is derived from the task instance, so that a repeated create makes one pod. Label it: labels={...}."
 
 REFUSED: dict[str, tuple[Any, str]] = {

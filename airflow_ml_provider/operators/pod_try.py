@@ -16,10 +16,10 @@ from airflow_ml_provider.hooks.patience import patiently
 from airflow_ml_provider.jobs.pod_secrets import PodSecrets
 from airflow_ml_provider.jobs.pod_submission import PodSubmission
 from airflow_ml_provider.models.pod import PodEnd, PodOutcome, PodSnapshot
+from airflow_ml_provider.models.pod_options import MAIN
 from airflow_ml_provider.models.pod_step import StepManifest
 from airflow_ml_provider.operators.cache_hit import CacheHitError
 from airflow_ml_provider.operators.pod_body import COLLECT, with_secret
-from airflow_ml_provider.operators.pod_checks import MAIN
 from airflow_ml_provider.operators.pod_verdict import Verdict, completed, judge
 from airflow_ml_provider.operators.session import StepSession
 from airflow_ml_provider.tracking import pod_record

@@ -11,8 +11,8 @@ from airflow_ml_provider.core.pods import PodWatch
 from airflow_ml_provider.jobs.pod_wait import NO_KUBELET, PodWait, read_log
 from airflow_ml_provider.jobs.pods import PodJobs
 from airflow_ml_provider.models.pod import PodOutcome, PodSnapshot
+from airflow_ml_provider.models.pod_options import MAIN
 from airflow_ml_provider.operators.pod_body import COLLECT
-from airflow_ml_provider.operators.pod_checks import MAIN
 from airflow_ml_provider.tracking.pod_record import StepPlan
 
 if TYPE_CHECKING:
